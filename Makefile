@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 PY := $(VENV)/bin/python
-PACKAGES := dataplane shaping switching transport virt vnic bench
+PACKAGES := dataplane shaping switching transport virt vnic bench fuzz
 SOURCES := setup.py $(shell find $(wildcard $(PACKAGES)) -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.c' -path 'bench/*')
 BUILT := build/.built-release
 ARGS ?=
@@ -46,6 +46,9 @@ test-debug: ready  ## all tests against the debug build
 test-asan: ready  ## all tests against the AddressSanitizer build, in build/asan
 	@$(PY) scripts/checked.py asan $(ARGS)
 
+fuzz: build  ## a hostile guest and its front end, by Clang's fuzzer, a minute: ARGS="--seconds 3600 rings"
+	@$(PY) -m fuzz $(ARGS)
+
 lint: ready  ## ruff, mypy --strict, cython-lint (stubtest is a test: tests/test_stubs.py)
 	@$(VENV)/bin/ruff check . >&2
 	@$(VENV)/bin/ruff format --check . >&2
@@ -79,4 +82,4 @@ clean:  ## remove what was built; .venv stays (rm -r .venv build for everything)
 	rm -rf build dist dataplane/abi.h *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/bin/vnic
 	find $(wildcard $(PACKAGES)) tests examples \( -name '*.so' -o -name __pycache__ \) -prune -exec rm -rf {} +
 
-.PHONY: help demo test ready build debug test-debug test-asan lint format reference docs bench clean man wheel
+.PHONY: help demo test ready build debug test-debug test-asan fuzz lint format reference docs bench clean man wheel

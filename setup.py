@@ -19,7 +19,7 @@ from setuptools.modified import newer_group
 # setuptools, imported before, brings it
 from distutils.command.install_data import install_data  # isort: skip
 
-# What a wheel holds. bench.micro is compiled in the source tree only, see BuildModules.
+# What a wheel holds. TREE_MODULES are compiled in the source tree only, see BuildModules.
 MODULES = [
     "dataplane.abi",
     "dataplane.capture.reader",
@@ -93,7 +93,7 @@ MODULES = [
     "virt.queue_setup",
     "virt.virtio_port",
 ]
-BENCH_MODULES = ["bench.micro"]
+TREE_MODULES = ["bench.micro", "fuzz.guest"]
 
 BUILD = os.environ.get("VNIC_BUILD", "release")
 FLAGS = {
@@ -102,13 +102,24 @@ FLAGS = {
     "release": ["-O3", "-g1", "-falign-functions=64", "-falign-loops=32"],
     "debug": ["-O1", "-g", "-DVNIC_DEBUG"],
     "asan": ["-O1", "-g", "-DVNIC_DEBUG", "-fno-omit-frame-pointer", "-fsanitize=address"],
+    # by Clang, see fuzz/__main__.py
+    "fuzz": ["-O2", "-g", "-DVNIC_DEBUG", "-DVNIC_FUZZ", "-fsanitize=address"],
 }
+# Of the fuzz build: the modules whose code the fuzzers explore, and those that are compiled
+# besides. All others are the release build's.
+EXPLORED = (
+    "virt.",
+    "dataplane.elements.parse",
+    "dataplane.graph.offload",
+    "dataplane.wire.headers",
+)
+FUZZED = (*EXPLORED, "dataplane.packet.pool", "fuzz.")
 if BUILD not in FLAGS:
     raise SystemExit(f"VNIC_BUILD={BUILD}: expected one of {', '.join(FLAGS)}")
 CHECKED = BUILD != "release"
 CPUS = os.cpu_count() or 1
 ABI_HEADER = Path("dataplane/abi.h")
-WITH_ABI = ["dataplane.abi", *BENCH_MODULES]  # what includes it
+WITH_ABI = ["dataplane.abi", "bench.micro"]  # what includes it
 
 
 def source(name: str) -> str:
@@ -121,13 +132,17 @@ def extension(name: str) -> Extension:
         "dataplane/capture/formats.h",
         "dataplane/capture/preallocate.h",
         *(["virt/notifier.h", "virt/sigbus.h"] if name.startswith("virt.") else []),
+        *(["fuzz/interfere.h"] if name.startswith("fuzz.") else []),
     ]
+    flags = [*FLAGS[BUILD]]
+    if BUILD == "fuzz" and name.startswith(EXPLORED):
+        flags += ["-fsanitize=fuzzer-no-link", "-D_GNU_SOURCE", "-include", "fuzz/interfere.h"]
     return Extension(
         name,
         [source(name)],
-        include_dirs=["dataplane", "virt"],
+        include_dirs=["dataplane", "virt", *(["fuzz"] if name.startswith("fuzz.") else [])],
         depends=[*headers, str(ABI_HEADER)] if name in WITH_ABI else headers,
-        extra_compile_args=[*FLAGS[BUILD], "-Wall", "-Wno-unused-function", "-fno-strict-aliasing"],
+        extra_compile_args=[*flags, "-Wall", "-Wno-unused-function", "-fno-strict-aliasing"],
         extra_link_args=["-fsanitize=address"] if BUILD == "asan" else [],
     )
 
@@ -154,9 +169,9 @@ class BuildModules(build_ext):
     def finalize_options(self) -> None:
         super().finalize_options()
         if not self.inplace:
-            # The bench measures the source tree. In a wheel it would be a top-level package with a
-            # common name.
-            self.extensions = [each for each in self.extensions if each.name not in BENCH_MODULES]
+            # The bench measures the source tree, and the fuzzers test it. In a wheel they would be
+            # top-level packages with common names.
+            self.extensions = [each for each in self.extensions if each.name not in TREE_MODULES]
 
     def build_extensions(self) -> None:
         # Imported here: a source distribution is made without it.
@@ -237,7 +252,8 @@ setup(
     cmdclass={"build_ext": BuildModules, "install_data": InstallData},
     ext_modules=[
         extension(name)
-        for name in [*MODULES, *(BENCH_MODULES if Path(source("bench.micro")).exists() else [])]
+        for name in [*MODULES, *(each for each in TREE_MODULES if Path(source(each)).exists())]
+        if BUILD != "fuzz" or name.startswith(FUZZED)
     ],
     data_files=[("share/man/man1", [])],
 )

@@ -129,6 +129,22 @@ def virt(rounds: int, seconds: float, as_json: bool) -> None:
 
 
 @main.command()
+@click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="Blocks of each kind.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
+def neighbour(rounds: int, as_json: bool) -> None:
+    """Round trips of two guests beside a third one that is hostile. Needs root."""
+    from bench import neighbour as bench_neighbour
+
+    _need_root()
+    result = bench_neighbour.run(rounds)
+    report.save("neighbour", result)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        bench_neighbour.show(_console(), result)
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def elements(as_json: bool) -> None:
     """Each element alone: ns a packet at batches of 1, 32 and 256."""

@@ -1,10 +1,12 @@
 """Builds a copy of the tree with checks in it and runs the tests there.
 
 usage: checked.py debug|asan [--build-only] [pytest's arguments]
+       checked.py fuzz --build-only
 
-The copy (build/debug, build/asan) keeps the release build as it is; only what changed is copied and
-compiled again.
+The copy (build/debug, build/asan, build/fuzz) keeps the release build as it is; only what changed
+is copied and compiled again.
 debug: our invariants (vnic_check), bounds of memoryviews. asan: the same under AddressSanitizer.
+fuzz: for the fuzzers, with the compiler that the environment names (fuzz/__main__.py).
 """
 
 from __future__ import annotations
@@ -90,10 +92,13 @@ def environment(kind: str, tree: Path) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or arguments[0] not in {"debug", "asan"}:
+    if not arguments or arguments[0] not in {"debug", "asan", "fuzz"}:
         print(__doc__, file=sys.stderr)
         return 2
     kind, rest = arguments[0], arguments[1:]
+    if kind == "fuzz" and rest != ["--build-only"]:
+        print(__doc__, file=sys.stderr)
+        return 2
     tree = ROOT / "build" / kind
     mirror(ROOT, tree)
     print(f"vnic: compiling the {kind} build in build/{kind}", file=sys.stderr)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench import contestants, faults, leases, machine, policy, probes, report, shaping, tap, veth, virt
+from bench import contestants, faults, leases, machine, neighbour, policy, probes, report, shaping, tap, veth, virt
 from bench.errors import BenchError
 from bench.space import NETNS, PREFIX, Space
 from tests.tools import need
@@ -350,3 +350,13 @@ def test_packets_of_a_front_end_circulate_through_vnic(capsys: pytest.CaptureFix
     virt.show(Console(width=150), {"rounds": 1, "contestants": samples, "guests": guests, "machine": machine.describe()})
     text = capsys.readouterr().out
     assert "4 (0.5)" in text and "TCP Gbit/s 3.4" in text and "round 1: gone" in text
+
+
+@needs_root
+def test_round_trips_beside_a_hostile_guest(capsys: pytest.CaptureFixture[str]) -> None:
+    result = neighbour.run(1, 10)
+    neighbour.show(Console(width=150), result)
+    text = capsys.readouterr().out
+    for kind in neighbour.KINDS:
+        assert result["kinds"][kind.name]["p99_us"] >= result["kinds"][kind.name]["p50_us"] > 0
+        assert kind.name in text

@@ -11,7 +11,6 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -30,34 +29,26 @@
  * at any time. For a pipe, RWF_NOWAIT holds for one call; for writes to an eventfd there is no such
  * flag, and to ask first (poll) leaves the peer the time until the write. But the kernel itself
  * signals an eventfd without waiting: when a request of Linux AIO completes (IOCB_FLAG_RESFD). The
- * request here reads no bytes of an empty file, which completes at once. It was measured to take
- * 0.9 us, where a write takes 0.3. A counter that is full stays full, so the peer is notified. */
-struct notifier_aio {
-    aio_context_t context;    /* 0: none, as where AIO is compiled out or forbidden */
-    int empty;
-};
-static struct notifier_aio notifier_aio;
+ * request here reads no bytes of the eventfd, which is refused or done, but completes at once. It
+ * was measured to take 0.9 us, where a write takes 0.3. A counter that is full stays full, so that
+ * the peer is notified all the same. */
+static aio_context_t notifier_requests;    /* 0: none, as where AIO is left out or forbidden */
 
 /* Called with the GIL, before an engine has an eventfd to signal. */
 static void notifier_prepare(void)
 {
     static int tried;
-    if (tried)
-        return;
+    if (!tried && syscall(SYS_io_setup, 64, &notifier_requests) < 0)
+        notifier_requests = 0;
     tried = 1;
-    notifier_aio.empty = memfd_create("vnic-notifier", MFD_CLOEXEC);
-    if (notifier_aio.empty >= 0
-        && syscall(SYS_io_setup, 64, &notifier_aio.context) < 0)
-        notifier_aio.context = 0;
 }
 
 /* Forgets completed requests, of which there is room for some hundreds: the ring of them is shared
- * with the kernel (struct aio_ring of fs/aio.c, where user space sets the head: libaio does so,
- * too). Threads may do so at the same time: one that sets it back a little is corrected by the next
- * call. */
+ * with the kernel (struct aio_ring of fs/aio.c), and user space sets its head, as libaio does.
+ * Threads may do so at the same time: one that sets it back a little is corrected by the next. */
 static inline void notifier_reap(void)
 {
-    uint32_t *ring = (uint32_t *)notifier_aio.context;    /* id, entries, head, tail, magic, ... */
+    uint32_t *ring = (uint32_t *)notifier_requests;    /* id, entries, head, tail, magic, ... */
     if (ring[4] == 0xA10A10A1)
         __atomic_store_n(&ring[2], __atomic_load_n(&ring[3], __ATOMIC_ACQUIRE), __ATOMIC_RELEASE);
 }
@@ -67,14 +58,14 @@ static inline int notifier_signal_eventfd(int fd)
     struct iocb request, *requests = &request;
     struct pollfd asked = {fd, POLLOUT, 0};
     uint64_t one = 1;
-    if (notifier_aio.context) {
+    if (notifier_requests) {
         memset(&request, 0, sizeof(request));
         request.aio_lio_opcode = IOCB_CMD_PREAD;
-        request.aio_fildes = (uint32_t)notifier_aio.empty;
+        request.aio_fildes = (uint32_t)fd;
         request.aio_flags = IOCB_FLAG_RESFD;
         request.aio_resfd = (uint32_t)fd;
         notifier_reap();
-        if (syscall(SYS_io_submit, notifier_aio.context, 1, &requests) == 1)
+        if (syscall(SYS_io_submit, notifier_requests, 1, &requests) == 1)
             return 0;
     }
     /* Without AIO, also in a process that was forked: nothing better is left. */

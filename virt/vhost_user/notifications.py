@@ -25,8 +25,8 @@ def check_notifier(what: str, fd: int) -> Kind:
 
     Other kinds are refused: by a regular file or a terminal, for example, a front end could have
     this process write where it may not. Sockets keep their mode, which other processes rely on;
-    each call on them is non-blocking. The front end may make an eventfd or a pipe block again, which
-    notifier.h is prepared for. Raises ConfigError.
+    each call on them is non-blocking. The front end may make an eventfd or a pipe block again,
+    which notifier.h is prepared for. Raises ConfigError.
     """
     try:
         kind = stat.S_IFMT(os.fstat(fd).st_mode)
