@@ -417,7 +417,7 @@ def test_the_stored_form_stays_readable():
 
 
 def test_the_last_command_says_how_frames_are_steered():
-    """Section 5.1.6.5.4; hashes are still reported by the last key."""
+    """Section 5.1.6.5.5; hashes are still reported by the last key."""
     made, _ = queue()
     assert made.state.status()["steering"] == "configured"
     assert made.handle(b"\4\1" + rss(QUARTERS)).ack == OK

@@ -1,4 +1,4 @@
-"""Postponed notifications of a ring's driver (virtio 1.3, 5.1.6.5.10)."""
+"""Postponed notifications of a ring's driver (virtio 1.3, Notifications Coalescing)."""
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from virt.virtqueue cimport Virtqueue
 

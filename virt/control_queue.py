@@ -1,5 +1,5 @@
 """The commands of a virtio-net device's control queue, and the state that they set (Virtio 1.3,
-section 5.1.6.5; VIRTIO_NET_CTRL_STATS: 1.4).
+section 5.1.6.5; statistics of the device: 1.4).
 
 A command is a function of the state: the state before and the command's data give the state after.
 So a command that is handled a second time, because a worker was killed before it had answered, has
@@ -156,7 +156,7 @@ class ControlState(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def steers_by_flow(self) -> bool:
         """Whether a frame goes to the pair on which the driver last transmitted one of its flow
-        (section 5.1.6.5.5): only its own command of several pairs asks for that."""
+        (section 5.1.6.5.6): only its own command of several pairs asks for that."""
         return self.has(Feature.MQ) and self.steering is None and self.queue_pairs > 1
 
     def coalescing_of(self, virtqueue: int) -> Coalescing:
@@ -233,8 +233,7 @@ class ControlQueue:
         return self.state.announce
 
     def forget_queue(self, virtqueue: int) -> None:
-        """A queue was set up anew: its notifications are those of all queues of its direction
-        (section 5.1.6.5.10)."""
+        """A queue was set up anew: its notifications are those of all queues of its direction."""
         if virtqueue in self.state.queue_coalescing:
             self._set(self._without_coalescing(lambda queue: queue == virtqueue))
 
@@ -363,7 +362,7 @@ class ControlQueue:
     def _statistics(self, data: bytes) -> bytes:
         control = 2 * self.most_pairs if self.state.sets_pairs else 2
         wanted = requested(data, control)
-        # this command is one of them (1.4, section 5.1.6.5.11.3)
+        # this command is one of them
         commands = {COMMANDS: sum(self.counts) + 1, "ok_num": self.counts[OK] + 1}
         return b"".join(
             written(queue, types, commands if queue == control else self.statistics(queue))

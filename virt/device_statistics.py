@@ -1,5 +1,5 @@
-"""Statistics of a virtio-net device as its driver asks for them: VIRTIO_NET_CTRL_STATS (Virtio 1.4,
-section 5.1.6.5.11)."""
+"""Statistics of a virtio-net device as its driver asks for them by the control queue (Virtio 1.4,
+Device Statistics)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import struct
 from collections.abc import Mapping
 from typing import NamedTuple
 
-# A wanted type costs the device a lookup, and the driver 16 bytes of a command of 65,536 at most.
 REQUEST = struct.Struct("<HHHHQ")  # virtqueue, reserved, types
 HEADER = struct.Struct("<BBHHH")  # type, reserved, virtqueue, reserved, size with this header
 RX_BASIC, TX_BASIC, CONTROL = 0, 16, 32

@@ -1,4 +1,4 @@
-"""FlowMemory: on which queue pair a guest last transmitted a flow (virtio 1.3, 5.1.6.5.5)."""
+"""FlowMemory: on which queue pair a guest last transmitted a flow (virtio 1.2, 5.1.6.5.6)."""
 from libc.stdint cimport uint32_t
 from dataplane.elements.rss cimport Rss
 from dataplane.graph.element cimport Element

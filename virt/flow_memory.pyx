@@ -19,8 +19,9 @@ cdef class FlowMemory(Element):
     Threads:   the engine that serves the port
     Cost:      see bench/elements.py; while it does not learn, a call per batch
 
-    A flow is told by the hash of its answers: two flows of one hash, 1 in 2^32, are one. What a
-    guest transmits changes only how its own frames are steered.
+    A flow is told by the hash of its answers: two flows of one hash are one. What a guest transmits
+    changes only how its own frames are steered. Flows are not handed over: a successor knows one
+    again with the guest's next packet of it.
     """
 
     def __init__(self, Rss rss not None, *, name=None):

@@ -8,7 +8,7 @@ cdef enum:
     TCP = 6
     UDP = 17
 
-# The header's hash_report; the type of report n is bit n - 1 of a mask (virtio 1.3, 5.1.6.4.4).
+# The header's hash_report; the type of report n is bit n - 1 of a mask (virtio 1.2, 5.1.6.4.4).
 # Reports of IPv6 are IPV6_REPORTS higher than those of IPv4.
 cdef enum:
     REPORT_NONE = 0

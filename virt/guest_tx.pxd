@@ -1,5 +1,4 @@
-"""GuestTx: transmits to a guest, steered as its driver wants (virtio 1.3, 5.1.6.5.5 and 5.1.6.5.7).
-"""
+"""GuestTx: transmits to a guest, steered as its driver wants (virtio 1.2, 5.1.6.5.6, 5.1.6.5.7)."""
 from libc.stdint cimport uint32_t
 from dataplane.elements.nic_tx cimport NicTx
 from dataplane.elements.rss cimport Rss

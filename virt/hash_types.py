@@ -1,4 +1,4 @@
-"""Types of hashes of received frames (Virtio 1.3, section 5.1.6.4.3)."""
+"""Types of hashes of received frames (Virtio 1.2, section 5.1.6.4.3)."""
 
 from __future__ import annotations
 

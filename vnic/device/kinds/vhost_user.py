@@ -427,7 +427,7 @@ class VhostUserKind(NicKind[GuestNic]):
             mac = parse_mac(str(settings.mac), label)
             config = _config(settings, mac)
             state = ControlState() if kept is None else _control(kept)
-            # the guest has only one pair: nothing is to be steered
+            # with one pair nothing is to be steered
             flows = FlowMemory(rss, name=f"{settings.name}.flows") if queues > 1 else None
             tx = GuestTx(port, rss, flows, name=f"{settings.name}.tx")
             device = GuestDevice(tx, config, positions, state, owns=origin.owns)
