@@ -88,6 +88,7 @@ MODULES = [
     "dataplane.ports.tap_port",
     "virt.control_ring",
     "virt.guest_memory",
+    "virt.memif_port",
     "virt.queue_setup",
     "virt.virtio_port",
 ]
