@@ -90,6 +90,7 @@ MODULES = [
     "virt.flow_memory",
     "virt.guest_memory",
     "virt.guest_tx",
+    "virt.memif_port",
     "virt.queue_setup",
     "virt.virtio_port",
 ]

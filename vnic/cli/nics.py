@@ -181,6 +181,33 @@ def vhost_user(listen: str | None, connect: str | None, **options: Any) -> None:
 @attach.command()
 @_with(
     click.argument("name"),
+    click.option("--listen", type=click.Path(), help="Unix socket that vnic makes, as a server."),
+    click.option("--connect", type=click.Path(), help="Unix socket of a server."),
+    click.option("--id", type=int, help="Number of the interface.  [default: 0]"),
+    click.option("--secret", help="What a client must say to the server."),
+    click.option("--ring-size", type=int, help="Descriptors of each ring.  [default: 1024]"),
+    click.option("--group", "socket_group", help="Group of the socket of --listen."),
+    click.option("--queues", type=int, help="Queue pairs.  [default: 1]"),
+    click.option("--mac", help="MAC address.  [default: made from NAME]"),
+    click.option("--mtu", type=int, help="MTU.  [default: 1500]"),
+    *PORT,
+)
+def memif(listen: str | None, connect: str | None, **options: Any) -> None:
+    """Attach the NIC called NAME: shared-memory rings of a program that uses memif, connected to a
+    switch.
+
+    \b
+    vnic attach memif app --listen /run/app.sock
+    vnic attach memif vpp --connect /run/vpp/memif.sock --id 3
+    """
+    if (listen is None) == (connect is None):
+        raise click.UsageError("which socket? give --listen PATH or --connect PATH")
+    _attach("memif", listen=_absolute(listen), connect=_absolute(connect), **options)
+
+
+@attach.command()
+@_with(
+    click.argument("name"),
     click.option("--mac", help="MAC address.  [default: made from NAME]"),
     *PORT,
 )
@@ -214,7 +241,7 @@ def _attach(
     }
     for key in (
         *("interface", "queues", "mac", "mtu", "gateway", "owner", "spoof_check", "on"),
-        *("read", "write", "listen", "connect", "socket_group"),
+        *("read", "write", "listen", "connect", "socket_group", "id", "secret", "ring_size"),
     ):
         nic[key] = options.get(key)
     nic["addresses"] = list(options.get("addresses", ())) or None

@@ -107,6 +107,10 @@ _BESIDE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "nics.listen": ({"kind": "vhost-user"}, {}),
     "nics.connect": ({"kind": "vhost-user"}, {}),
     "nics.socket_mode": ({"kind": "vhost-user", "listen": "/run/vm1.sock"}, {}),
+    "nics.id": ({"kind": "memif", "listen": "/run/app.sock"}, {}),
+    "nics.secret": ({"kind": "memif", "listen": "/run/app.sock"}, {}),
+    "nics.ring_size": ({"kind": "memif", "connect": "/run/app.sock"}, {}),
+    "nics.mode": ({"kind": "memif", "listen": "/run/app.sock"}, {}),
     "nics.socket_group": ({"kind": "vhost-user", "listen": "/run/vm1.sock"}, {}),
     "nics.features": ({"kind": "vhost-user", "listen": "/run/vm1.sock"}, {}),
 }

@@ -731,6 +731,7 @@ class NicConfig(_Strict):
         in place of a container, see `read` and `write`. `module`: an engine of one of `modules`,
         which sends and receives the NIC's frames. `vhost-user`: a virtual machine or another
         program that drives a virtio-net device through a Unix socket, see `listen` and `connect`.
+        `memif`: a program that uses memif, such as VPP or one with DPDK, by a Unix socket, too.
     interface: Name of the interface in the container. Default: the NIC's name.
     queues: Queue pairs of the NIC. Of kind `vhost-user`, those that the driver may use.
     mac: MAC address of the interface. Default: a locally administered address derived from the
@@ -768,6 +769,10 @@ class NicConfig(_Strict):
     features: Of kind `vhost-user`, features of virtio-net that the driver is offered. Their names
         are those that `vnic status --json` has under `offered`, or QEMU's; `tso` and `uso` are all
         features of these offloads.
+    id: Of kind `memif`, the interface's number, which must be the same on both sides.
+    secret: Of kind `memif`, what a client must say to a server that listens. Default: nothing.
+    ring_size: Of kind `memif` with `connect`, descriptors of each ring: a power of two.
+    mode: Of kind `memif`, what frames begin with: an Ethernet header.
     """
 
     HIDDEN = ("name", "where", "number", "link_up", "passed", "waiting", "began_ns")
@@ -798,8 +803,8 @@ class NicConfig(_Strict):
         | None
     ) = None
     kind: Annotated[
-        Literal["tap", "veth", "packet", "capture", "module", "vhost-user"],
-        Meta(description="tap, veth, packet, capture, module or vhost-user", examples=["veth"]),
+        Literal["tap", "veth", "packet", "capture", "module", "vhost-user", "memif"],
+        Meta(description="tap, veth, packet, capture, module, vhost-user or memif", examples=["veth"]),
     ] = "tap"
     interface: InterfaceName | None = None
     queues: Annotated[
@@ -919,6 +924,23 @@ class NicConfig(_Strict):
             examples=[{"without": ["packed", "uso"]}],
         ),
     ] = msgspec.field(default_factory=FeaturesConfig)
+    id: Annotated[int, Meta(ge=0, lt=1 << 32, description="a number below 2^32", examples=[1])] = 0
+    secret: (
+        Annotated[
+            str,
+            Meta(
+                pattern="^[!-~]{1,23}$",
+                description="1 to 23 printable ASCII characters without spaces",
+                examples=["sesame"],
+            ),
+        ]
+        | None
+    ) = None
+    ring_size: Annotated[
+        int,
+        Meta(ge=2, le=16384, description="a power of two from 2 to 16384", examples=[2048]),
+    ] = 1024
+    mode: Annotated[Literal["ethernet"], Meta(description="ethernet")] = "ethernet"
     where: str = ""  # "FILE:LINE" or "", for errors that show when it is attached
     began_ns: int | None = None  # when it began to send the frames of `read`, by the engines' clock
     number: Annotated[int, Meta(ge=0, lt=1024)] | None = (

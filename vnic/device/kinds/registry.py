@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataplane.errors import ConfigError
 from vnic.device.kinds.capture import CaptureKind
 from vnic.device.kinds.contract import Device, InterfaceKind, NicKind
+from vnic.device.kinds.memif import MemifKind
 from vnic.device.kinds.module import ModuleKind
 from vnic.device.kinds.packet import PacketKind
 from vnic.device.kinds.tap import TapKind
@@ -20,6 +21,7 @@ KINDS: dict[str, NicKind[Device]] = {
         CaptureKind(),
         ModuleKind(),
         VhostUserKind(),
+        MemifKind(),
     )
 }
 

@@ -11,10 +11,8 @@ Sources: docs/interop/vhost-user.rst of QEMU; Virtio 1.3, section 5.1.
 from __future__ import annotations
 
 import errno
-import grp
 import os
 import socket
-import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from dataplane.descriptors import close_all, system_error
-from dataplane.errors import ConfigError, PortError, VnicError
+from dataplane.errors import ConfigError, VnicError
 from vnic.device.kinds.contract import NicKind, Origin, Settings, UncontainedNic, offloads_of
+from vnic.device.kinds.unix_sockets import check_paths, listen_at
 from vnic.device.tap import Offload, offload_names, parse_mac
 
 if TYPE_CHECKING:
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
     from virt.virtio_port import VirtioPort
     from vnic.device.guest import GuestDevice
 
-PATH_MOST = 107  # bytes of sun_path without its end (unix(7))
-BACKLOG = 4
 # Commands of a control queue that are handled at once, and within a period. Each takes 0.2 ms of
 # control, so that a guest which floods takes a tenth of it. Linux sends some ten when an
 # interface is set up.
@@ -293,34 +290,10 @@ class GuestNic(UncontainedNic):
         """Makes the socket of `listen`. Raises ConfigError, PortError."""
         from virt.vhost_user.books import Books
 
-        settings, path = self.settings, self.settings.listen
-        if path is None:
+        if self.settings.listen is None:
             return
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            _remove_stale(self._label, path)
-            # nobody can connect before the mode is set: the socket does not listen yet
-            made.bind(path)
-            try:
-                os.chmod(path, int(settings.socket_mode, 8))
-                if settings.socket_group is not None:
-                    os.chown(path, -1, _group(self._label, settings.socket_group))
-                made.listen(BACKLOG)
-            except BaseException:
-                os.unlink(path)
-                raise
-        except OSError as error:
-            made.close()
-            raise _cannot(self._label, path, error) from None
-        except BaseException:
-            made.close()
-            raise
-        self.listener = made
+        self.listener = listen_at(self.settings, socket.SOCK_STREAM)
         self._store(Books.of(self.offer.rings), {})
-
-    @property
-    def _label(self) -> str:
-        return f"nic {self.settings.name}"
 
     # -- the NIC -----------------------------------------------------------------------------------
 
@@ -415,7 +388,7 @@ class VhostUserKind(NicKind[GuestNic]):
         from virt.virtio_port import VirtioPort
         from vnic.device.guest import GuestDevice, Positions
 
-        _check(settings)
+        check_paths(settings)
         label = f"nic {settings.name}"
         queues = settings.queues
         rss = Rss(settings.rss.key, settings.rss.table, queues=queues)
@@ -508,62 +481,3 @@ def _offer(settings: Settings) -> Offer:
         features=int(offered(abilities, settings.features.only, settings.features.without)),
         queue_pairs=settings.queues,
     )
-
-
-def _check(settings: Settings) -> None:
-    """Raises ConfigError for sockets that cannot be those of a NIC."""
-    label = f"nic {settings.name}"
-    if (settings.listen is None) == (settings.connect is None):
-        raise ConfigError(
-            f"{label}: expected the path of a Unix socket in one of listen and connect"
-        )
-    for word, path in (("listen", settings.listen), ("connect", settings.connect)):
-        if path is None:
-            continue
-        if not os.path.isabs(path):
-            raise ConfigError(
-                f"{label}: {word}: {path} is a relative path: expected one that begins with /"
-            )
-        if len(os.fsencode(path)) > PATH_MOST:
-            raise ConfigError(
-                f"{label}: {word}: the path of a socket has at most {PATH_MOST} bytes, this one "
-                f"{len(os.fsencode(path))}: expected a shorter one"
-            )
-
-
-def _remove_stale(label: str, path: str) -> None:
-    """Removes a socket that nothing listens at: a killed instance has left it."""
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(found.st_mode):
-        raise ConfigError(f"{label}: listen: {path} is there and no socket: expected a free path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:  # its backlog is full
-            pass
-    raise ConfigError(f"{label}: listen: {path} is in use by another program: expected a free path")
-
-
-def _group(label: str, name: str) -> int:
-    try:
-        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
-    except KeyError:
-        raise ConfigError(
-            f"{label}: socket_group: there is no group {name}: expected one of this machine's"
-        ) from None
-
-
-def _cannot(label: str, path: str, error: OSError) -> VnicError:
-    what = f"{label}: listen: {path}: {system_error(error)}"
-    advice = {
-        errno.ENOENT: "make its directory first",
-        errno.EACCES: f"vnic runs as user {os.geteuid()}, who needs the right to write there",
-        errno.EPERM: "vnic's user must be a member of socket_group",
-    }.get(error.errno or 0)
-    return PortError(what) if advice is None else ConfigError(f"{what}: {advice}")

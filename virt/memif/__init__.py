@@ -1,0 +1,1 @@
+"""memif 2.0: the messages of both sides and their sessions. The rings are in virt/memif_port.pyx."""
