@@ -39,7 +39,8 @@ WAYS = 8
 CAKE_BYTES_LEAST, CAKE_BYTES_MOST = 4 << 20, 10_240 * FULL_FRAME
 CAKE_FLOWS, CAKE_QUANTUM_LEAST = 4096, 300
 _TREE_KEYS = ("rate", "default", "tree")
-_CLASS_KEYS = ("guarantee", "ceiling", "weight", "priority", "latency", "mark", "queue", "tree")
+_CLASS_KEYS = ("guarantee", "ceiling", "weight", "priority", "latency", "mark", "queue", "tree",
+               "share")  # fmt: skip
 _QUEUE_KEYS = ("discipline", "target", "interval", "ecn", "flows", "quantum", "rtt", "hosts",
                "time", "size", "packets")  # fmt: skip
 # of keys that not all have
@@ -133,7 +134,8 @@ def _frames_ns(count: int, rate_bps: int) -> int:
 class ClassSetting(NamedTuple):
     """One class. parent: index in the list; of the root -1. ceiling_bps: its own, 0: none.
     effective_bps: the least ceiling of it and its ancestors; 0: none. queue: None in an inner
-    class. mark: of packets for this leaf; None: none have it."""
+    class. mark: of packets for this leaf; None: none have it. own_bps: its ceiling also where one
+    around it is lower. share: what sets its ceiling while packets flow; "": nothing does."""
 
     path: str
     parent: int
@@ -145,11 +147,13 @@ class ClassSetting(NamedTuple):
     latency_ns: int = 0
     mark: int | None = None
     queue: QueueSettings | None = None
+    own_bps: int = 0
+    share: str = ""
 
 
 class TreeSetting(NamedTuple):
-    """classes: parents before their children; [0] is the root. default: index of the leaf for
-    packets that no other leaf has."""
+    """classes: each before those in it, which follow it; [0] is the root. default: index of the
+    leaf for packets that no other leaf has."""
 
     classes: list[ClassSetting]
     default: int
@@ -229,11 +233,11 @@ def _read_class(
         raise ConfigError(f"{name}: latency without guarantee: expected guarantee, such as 2mbit")
     if latency > TARGET_MOST_NS:
         raise ConfigError(f"{name}: latency {fields['latency']}: expected at most 1000s")
-    effective = above.effective_bps
-    if ceiling and (not effective or ceiling < effective):
-        effective = ceiling
-    else:
-        ceiling = 0  # it never decides
+    share = fields.get("share", "")
+    if not isinstance(share, str) or (share and not NAME.fullmatch(share)):
+        raise ConfigError(f"{name}: share {shown(share)}: expected the name of a share")
+    if share and not ceiling:
+        raise ConfigError(f"{name}: has share {share}, and no ceiling to begin with: add ceiling")
     inner = "tree" in fields
     if latency and inner:
         raise ConfigError(f"{name}: has latency and tree: expected latency in a class of its tree")
@@ -243,16 +247,41 @@ def _read_class(
     number = len(found)
     found.append(
         ClassSetting(
-            path, parent, guarantee, ceiling, effective,
+            path, parent, guarantee, *_limits(ceiling, above.effective_bps),
             _whole(name, "weight", fields.get("weight", 1), 1, WEIGHT_MOST),
             _whole(name, "priority", fields.get("priority", PRIORITY_DEFAULT), 0, PRIORITIES - 1),
             latency,
             None if "mark" not in fields else _whole(name, "mark", fields["mark"], 0, MARK_MOST),
             None if inner else queue_settings(name, fields.get("queue", "fifo")),
+            own_bps=ceiling, share=share,
         )
     )  # fmt: skip
     if inner:
         _children(name.rsplit(":", 1)[0], fields["tree"], number, depth + 1, found)
+
+
+def _limits(own_bps: int, above_bps: int) -> tuple[int, int]:
+    """`ceiling_bps`, 0 where it never decides, and `effective_bps` of a class with this ceiling in
+    one with that effective ceiling."""
+    decides = own_bps and (not above_bps or own_bps < above_bps)
+    return (own_bps, own_bps) if decides else (0, above_bps)
+
+
+def with_ceiling(
+    classes: list[ClassSetting], number: int, ceiling_bps: int
+) -> dict[int, ClassSetting]:
+    """A class with another ceiling, and the classes in it with what follows for them. None of them
+    has a guarantee, of which a ceiling would be a bound."""
+    found: dict[int, ClassSetting] = {}
+    for at in range(number, len(classes)):
+        each = classes[at]
+        if at != number and each.parent < number:
+            break  # behind the classes in it
+        own = ceiling_bps if at == number else each.own_bps
+        above = found.get(each.parent, classes[each.parent])
+        ceiling, effective = _limits(own, above.effective_bps)
+        found[at] = each._replace(ceiling_bps=ceiling, effective_bps=effective, own_bps=own)
+    return found
 
 
 def _whole(name: str, what: str, value: Any, least: int, most: int) -> int:
@@ -274,6 +303,11 @@ def _with_sums(name: str, found: list[ClassSetting]) -> list[ClassSetting]:
             if each.effective_bps and total > each.effective_bps:
                 given = each.effective_bps
             done[number] = each._replace(guarantee_bps=given)
+        if each.share and given:
+            raise ConfigError(
+                f"{name}: {each.path}: share {each.share} sets what it gets, and it or a class in "
+                "it has a guarantee: remove one of them"
+            )
         if given and total > given:
             what = f"{each.path}: its" if each.path else "a"
             raise ConfigError(

@@ -2,7 +2,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from dataplane.packet.pool cimport Context
 from shaping.class_heap cimport ClassHeap, HeapEntry
-from shaping.class_queue cimport ClassQueue, Outlet
+from shaping.class_queue cimport ClassQueue, Outlet, QueueSetting
 from shaping.queue_state cimport Packed
 from shaping.virtual_clock cimport VirtualClock
 
@@ -53,12 +53,33 @@ cdef struct Tree:
     uint32_t default_leaf
     uint64_t piece_ns            # time that the longest piece of a class takes at the tree's rate
 
+cdef struct ClassRates:          # what follows from a class's ceilings
+    uint32_t which
+    uint64_t ceiling_bps
+    uint64_t credit_ns
+    uint32_t quantum_bytes
+    QueueSetting queue           # of a leaf
+
 cdef class ClassTree:
     # Classes as configured, and compiled. The engine's thread owns the tree that is installed.
-    cdef readonly object setting         # class_settings.TreeSetting
+    cdef readonly object setting         # class_settings.TreeSetting, with the shares of the moment
     cdef readonly object given           # as the configuration has it, copied
+    cdef readonly dict shared            # path -> index, of the classes whose ceiling a share sets
     cdef Tree tree
+    cdef int keep_shares(self, ClassTree before) except -1
+    cdef int note(self, dict changed) except -1          # other settings, by index
     cdef int build(self) except -1
+
+# What follows from a class's ceilings; each: its class_settings.ClassSetting.
+cdef int read_rates(ClassRates *made, uint32_t which, each, uint64_t burst_ns) except -1
+
+# Gives a class other rates while it may have packets.
+cdef void change_rates(Tree *tree, const ClassRates *rates, uint64_t now_ns,
+                       uint64_t burst_ns) noexcept nogil
+
+# [ceiling in bit/s, bytes sent, whether it waits for its ceiling] of a class of a share, with those
+# in it, for control while the engine runs: loads of aligned words.
+cdef tuple share_row(const Tree *tree, classes, uint32_t which)
 
 # Gives the classes of one tree what those of the same path have in another one: clocks, what waits,
 # what was counted. What is left there are packets of classes that are gone.

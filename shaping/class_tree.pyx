@@ -4,11 +4,13 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from dataplane.packet.pool cimport Context
+from shaping.class_heap cimport HeapEntry, heap_change
 from shaping.class_queue cimport (AQM_CODEL, AQM_COBALT, AQM_NONE, ClassQueue, Outlet,
                                   QueueSetting, queue_move)
 from shaping.flow_turns cimport Flow, FlowTurns, Host
 from shaping.queue_state cimport Packed, load_queue, saved_queue
-from shaping.virtual_clock cimport BYTE_COST, VirtualClock, clock_is_possible, clock_set_rate
+from shaping.virtual_clock cimport (BYTE_COST, VirtualClock, clock_due_ns, clock_is_possible,
+                                    clock_set_rate)
 
 cdef extern from "<sys/mman.h>" nogil:
     enum: PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MADV_NOHUGEPAGE
@@ -31,7 +33,7 @@ import copy
 import hashlib
 
 from dataplane.errors import ConfigError
-from shaping.class_settings import read_tree
+from shaping.class_settings import read_tree, with_ceiling
 
 cdef enum:
     CACHE_LINE = 64
@@ -54,9 +56,13 @@ cdef class ClassTree:
     def __cinit__(self, *args, **kwargs):
         memset(&self.tree, 0, sizeof(Tree))
 
-    def __init__(self, str name, given, uint64_t burst_ns):
+    def __init__(self, str name, given, uint64_t burst_ns, ClassTree before=None):
         self.given = copy.deepcopy(given)
         self.setting = read_tree(name, self.given)
+        self.shared = {each.path: number for number, each in enumerate(self.setting.classes)
+                       if each.share}
+        if before is not None:
+            self.keep_shares(before)
         self.build()
         compile_tree(self, burst_ns)
 
@@ -70,6 +76,19 @@ cdef class ClassTree:
         free(self.tree.bands)
         free(self.tree.entries)
         free(self.tree.leaves)
+
+    cdef int keep_shares(self, ClassTree before) except -1:
+        """Classes that are in the same share as in the tree before have what it lets them have."""
+        was, now = before.setting.classes, self.setting.classes
+        for path, number in self.shared.items():
+            if (old := before.shared.get(path)) is not None and was[old].share == now[number].share:
+                self.note(with_ceiling(now, number, was[old].own_bps))
+        return 0
+
+    cdef int note(self, dict changed) except -1:
+        for at, each in changed.items():
+            self.setting.classes[at] = each
+        return 0
 
     cdef int build(self) except -1:
         """Allocates the arrays. Flows are touched, and take memory, when packets use them."""
@@ -159,6 +178,7 @@ cdef int compile_tree(ClassTree made, uint64_t burst_ns) except -1:
     cdef TreeClass *c
     cdef Band *band
     cdef HeapEntry *entries = tree.entries
+    cdef ClassRates rates
     cdef uint32_t i, next_band = 0
     classes = made.setting.classes
     children = [{} for _ in classes]             # of each class, by priority
@@ -173,13 +193,9 @@ cdef int compile_tree(ClassTree made, uint64_t burst_ns) except -1:
         c = &tree.classes[i]
         c.id = int.from_bytes(hashlib.blake2b(each.path.encode(), digest_size=8).digest(), "little")
         c.parent = max(each.parent, 0)
-        c.guarantee_bps, c.ceiling_bps = each.guarantee_bps, each.ceiling_bps
-        c.credit_ns = _credit_ns(each, burst_ns)
-        c.cost = TAG_COST // each.weight
-        c.quantum_bytes = QUANTUM_MOST_BYTES
-        if each.effective_bps:
-            c.quantum_bytes = min(each.effective_bps * QUANTUM_NS // int(BYTE_COST),
-                                  QUANTUM_MOST_BYTES)
+        c.guarantee_bps, c.cost = each.guarantee_bps, TAG_COST // each.weight
+        read_rates(&rates, i, each, burst_ns)
+        set_rates(c, &rates)
         c.bands, c.band_count = &tree.bands[next_band], <uint32_t>len(children[i])
         for priority, numbers in sorted(children[i].items()):
             band = &tree.bands[next_band]
@@ -195,12 +211,54 @@ cdef int compile_tree(ClassTree made, uint64_t burst_ns) except -1:
                 raise ConfigError(f"classes {other} and {each.path} both have mark {each.mark}: "
                                   "expected a mark of its own for each")
             tree.leaves[<uint32_t>each.mark] = i
-        if each.queue is not None:
-            _compile_queue(&c.queue.setting, each.queue, each.effective_bps)
     ids = sorted(range(tree.count), key=[tree.classes[i].id for i in range(tree.count)].__getitem__)
     for i, number in enumerate(ids):
         tree.by_id[i] = number
     return 0
+
+
+cdef int read_rates(ClassRates *made, uint32_t which, each, uint64_t burst_ns) except -1:
+    memset(made, 0, sizeof(ClassRates))
+    made.which, made.ceiling_bps = which, each.ceiling_bps
+    made.credit_ns = _credit_ns(each, burst_ns)
+    made.quantum_bytes = QUANTUM_MOST_BYTES
+    if each.effective_bps:
+        made.quantum_bytes = min(each.effective_bps * QUANTUM_NS // int(BYTE_COST),
+                                 QUANTUM_MOST_BYTES)
+    if each.queue is not None:
+        _compile_queue(&made.queue, each.queue, each.effective_bps)
+    return 0
+
+
+cdef void set_rates(TreeClass *c, const ClassRates *rates) noexcept nogil:
+    cdef uint32_t flow_count = c.queue.setting.flow_count    # of what is allocated
+    c.ceiling_bps, c.credit_ns, c.quantum_bytes = (rates.ceiling_bps, rates.credit_ns,
+                                                   rates.quantum_bytes)
+    if c.leaf:
+        c.queue.setting = rates.queue
+        c.queue.setting.flow_count = flow_count
+
+
+cdef void change_rates(Tree *tree, const ClassRates *rates, uint64_t now_ns,
+                       uint64_t burst_ns) noexcept nogil:
+    cdef TreeClass *c = &tree.classes[rates.which]
+    if c.ceiling_bps != rates.ceiling_bps:
+        clock_set_rate(&c.ceiling, now_ns, c.ceiling_bps, rates.ceiling_bps, burst_ns)
+    set_rates(c, rates)
+    # One that offers goes on: its clock was due, and a change of rate makes no debt.
+    if c.parked_place:
+        heap_change(&tree.parked, &c.parked_place, clock_due_ns(&c.ceiling))
+
+
+cdef tuple share_row(const Tree *tree, classes, uint32_t which):
+    cdef const TreeClass *c = &tree.classes[which]
+    cdef uint64_t sent_bytes = c.queue.counts.sent_bytes
+    cdef uint32_t i
+    for i in range(which + 1, tree.count):
+        if tree.classes[i].parent < which:
+            break
+        sent_bytes += tree.classes[i].queue.counts.sent_bytes
+    return classes[which].own_bps, sent_bytes, c.parked_place != 0
 
 
 def _credit_ns(each, burst_ns):

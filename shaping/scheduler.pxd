@@ -12,10 +12,12 @@ from dataplane.graph.element cimport Element
 from dataplane.graph.work cimport Work
 from dataplane.packet.pool cimport Batch, Context, Packet
 from shaping.class_queue cimport ClassQueue, Outlet
-from shaping.class_tree cimport ClassTree, Tree
+from shaping.class_tree cimport ClassRates, ClassTree, Tree
 from shaping.flow_turns cimport Flow
 from shaping.framing cimport Load
 from shaping.pool_share cimport Held, PoolShare
+
+cdef class SetCeilings
 
 cdef class Scheduler(Element):
     cdef Tree *tree                      # that of `installed`
@@ -50,12 +52,25 @@ cdef class Scheduler(Element):
     cdef void unpark(self, Context *ctx) noexcept nogil
     cdef void set_deadline(self, Context *ctx) noexcept nogil
     cdef void settle_share(self) noexcept nogil
+    cdef void change_ceilings(self, Context *ctx, const Tree *tree, const ClassRates *rates,
+                              uint32_t count) noexcept nogil
     cdef void replace(self, Context *ctx, PyObject *tree) noexcept nogil
     cdef ClassTree current(self)
+    cdef load_ceiling(self, path, rate_bps)
+    cdef use_now(self, SetCeilings work)
 
 cdef class SetClasses(Work):
     # Posts another tree to the engine's mailbox: needs no GIL there.
     cdef Scheduler scheduler
     # an owned reference: to the new tree before `run`, to the old one after it
     cdef PyObject *tree
+    cdef void run(self, Context *ctx) noexcept nogil
+
+cdef class SetCeilings(Work):
+    # Gives a class of the tree that runs another ceiling, and those in it what follows.
+    cdef Scheduler scheduler
+    cdef ClassTree tree                  # of which the classes are
+    cdef dict changed                    # class_settings.ClassSetting by index
+    cdef ClassRates *rates
+    cdef uint32_t count
     cdef void run(self, Context *ctx) noexcept nogil

@@ -2,6 +2,7 @@
 cimport cython
 from cpython.ref cimport Py_INCREF, Py_XDECREF, PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from dataplane.engine.engine cimport Engine
 from dataplane.graph.element cimport NEVER, Element
@@ -12,8 +13,9 @@ from dataplane.vatomic cimport va_load_acquire_ptr, va_store_release_ptr
 from shaping.class_heap cimport ClassHeap, heap_add, heap_move, heap_remove
 from shaping.class_queue cimport (AQM_NONE, OVER_MEMORY, queue_add, queue_move, queue_release,
                                   queue_relieve, queue_restore, queue_take)
-from shaping.class_tree cimport (LEVELS_MOST, ClassTree, Tree, TreeClass, class_row, has_new_leaf,
-                                 load_class, saved_class, take_over_tree)
+from shaping.class_tree cimport (LEVELS_MOST, ClassRates, ClassTree, Tree, TreeClass, change_rates,
+                                 class_row, has_new_leaf, load_class, read_rates, saved_class,
+                                 share_row, take_over_tree)
 from shaping.flow_turns cimport Flow
 from shaping.framing cimport Load, framed_bytes
 from shaping.pool_share cimport PoolShare, share_count, share_is_full
@@ -21,11 +23,13 @@ from shaping.queue_state cimport Packed, read_flow, saved_flow
 from shaping.virtual_clock cimport (clock_charge, clock_due_ns, clock_end_idle, clock_is_due,
                                     clock_limit_credit)
 
+from dataplane import units
 from dataplane.errors import ConfigError, VnicError
 from dataplane.graph.handlers import Handler
 from shaping.class_rows import add_row
+from shaping.class_settings import with_ceiling
 from shaping.overhead import CELLS, overhead_of, overhead_text
-from shaping.settings import nanoseconds_of, rate_text
+from shaping.settings import nanoseconds_of, rate_of, rate_text
 
 # COUNTERS
 cdef enum:
@@ -81,6 +85,8 @@ cdef class Scheduler(Element):
                    of its flows, of which the target is a 20th, default: 100ms) and hosts (none,
                    source, destination or both: what is shared equally before flows share, default:
                    both). Default: fifo.
+                   share: name of what sets its ceiling while packets flow; a policy gives it. Then
+                   ceiling is what it begins with, and neither it nor a class in it has a guarantee.
                    tree: its own classes; then it has neither mark nor queue nor latency.
                overhead: What the line adds to each frame, as for a Link.
                burst: Credit of the rate and of ceilings after a pause, as time ("250us", int ns).
@@ -549,6 +555,19 @@ cdef class Scheduler(Element):
         self.go_on(ctx)
         self.release_due(ctx)
 
+    cdef void change_ceilings(self, Context *ctx, const Tree *tree, const ClassRates *rates,
+                              uint32_t count) noexcept nogil:
+        """Changes classes of a tree, unless another one runs by now. Runs on the engine's
+        thread."""
+        cdef uint32_t i
+        if tree != self.tree:
+            return
+        self.outlet.ctx = ctx
+        for i in range(count):
+            change_rates(self.tree, &rates[i], ctx.now_ns, self.burst_ns)
+        self.release_due(ctx)
+        self.settle_share()
+
     def join(self, PoolShare share not None):
         """Makes the element count its packets in `share` and respect its bounds. Raises ConfigError
         for one that runs."""
@@ -558,7 +577,30 @@ cdef class Scheduler(Element):
 
     def prepare_tree(self, classes):
         """The Work that replaces the classes. Raises ConfigError for invalid ones."""
-        return SetClasses(self, ClassTree(self.name, classes, self.burst_ns))
+        return SetClasses(self, ClassTree(self.name, classes, self.burst_ns, self.current()))
+
+    def set_ceiling(self, str path not None, rate):
+        """Gives a class of a share another ceiling, and returns when it holds, which costs what is
+        in the class, whatever else the tree has. `classes` stays as configured. Raises ConfigError
+        for a class that is in no share, or an invalid rate."""
+        cdef SetCeilings work
+        if path not in self.current().shared:
+            raise ConfigError(f"{self.name}: {path} is no class of a share")
+        if not (rate_bps := rate_of(f"{self.name}: {path}: ceiling", rate)):
+            raise ConfigError(f"{self.name}: {path}: ceiling none: expected a rate such as 10mbit")
+        work = SetCeilings(self, path, rate_bps)
+        if self.engine is None:
+            self.use_now(work)
+        else:
+            self.engine.post(work)
+        work.tree.note(work.changed)
+
+    def share_of(self, str path not None):
+        """(ceiling in bit/s, bytes sent, whether packets wait for this ceiling) of a class of a
+        share, with the classes in it; None: there is no such class."""
+        cdef ClassTree tree = self.current()
+        number = tree.shared.get(path)
+        return None if number is None else share_row(&tree.tree, tree.setting.classes, number)
 
     def get_tree(self):
         """`classes`, as configured."""
@@ -591,8 +633,9 @@ cdef class Scheduler(Element):
 
     def save_state(self):
         """`classes`: of each class by path `clocks` ([next_ns, remainder] of guarantee and
-        ceiling), `parked` (it waits for its ceiling), `ahead` (its tag, from the virtual time of
-        its band on), `emptied_ns`, `excess_bytes`; of a leaf `counts` (in the order of ClassCounts)
+        ceiling), of one that is in a share its `ceiling_bps`, `parked` (it waits for its ceiling),
+        `ahead` (its tag, from the virtual time of its band on), `emptied_ns`, `excess_bytes`; of a
+        leaf `counts` (in the order of ClassCounts)
         and `flows`, those that have a turn, in the order of their turns: [number, list, deficit,
         bytes of its head that are sent, the fields of Codel or Cobalt, number of packets]. Of cake
         these go on with [..., hash, whether it is shared, numbers of its hosts, the one in whose
@@ -608,6 +651,8 @@ cdef class Scheduler(Element):
             each.path: saved_class(&installed.tree.classes[<uint32_t>number], ctx, packed)
             for number, each in enumerate(installed.setting.classes)
         }
+        for path, number in installed.shared.items():
+            classes[path]["ceiling_bps"] = installed.setting.classes[number].own_bps
         leaving = None
         if self.leaving.packets:
             leaving = saved_flow(0, &self.leaving_flow, AQM_NONE, ctx, packed)
@@ -627,6 +672,9 @@ cdef class Scheduler(Element):
             if (set(state) != {"classes", "leaving", "blue", "packets"}
                     or set(state["classes"]) != {each.path for each in settings}):
                 raise ValueError("other classes")
+            for path in self.current().shared:
+                if "ceiling_bps" in state["classes"][path]:
+                    self.load_ceiling(path, state["classes"][path]["ceiling_bps"])
             for i, each in enumerate(settings):
                 load_class(&self.tree.classes[i], state["classes"][each.path], packed, &self.outlet,
                            now_ns)
@@ -649,6 +697,21 @@ cdef class Scheduler(Element):
         self.go_on(ctx)
         self.settle_share()
         self.set_deadline(ctx)
+
+    cdef load_ceiling(self, path, rate_bps):
+        """Before any clock: what a share let a class have. Raises ValueError."""
+        cdef SetCeilings work
+        if type(rate_bps) is not int or not units.RATE_LEAST_BPS <= rate_bps <= units.RATE_MOST_BPS:
+            raise ValueError(f"a ceiling of {rate_bps} bit/s")
+        work = SetCeilings(self, path, rate_bps)
+        self.use_now(work)
+        work.tree.note(work.changed)
+
+    cdef use_now(self, SetCeilings work):
+        """While no engine uses the tree."""
+        cdef uint32_t i
+        for i in range(work.count):
+            change_rates(&work.tree.tree, &work.rates[i], 0, self.burst_ns)
 
     def forget_state(self):
         Element.forget_state(self)
@@ -727,3 +790,25 @@ cdef class SetClasses(Work):
         cdef PyObject *old = self.scheduler.installed
         self.scheduler.replace(ctx, self.tree)
         self.tree = old
+
+
+cdef class SetCeilings(Work):
+    """A change of a class's ceiling, run on the engine's thread."""
+
+    def __init__(self, Scheduler scheduler not None, str path not None, rate_bps):
+        cdef uint32_t at
+        self.scheduler, self.tree = scheduler, scheduler.current()
+        self.changed = with_ceiling(self.tree.setting.classes, self.tree.shared[path], rate_bps)
+        self.count = <uint32_t>len(self.changed)
+        free(self.rates)
+        self.rates = <ClassRates *>calloc(self.count, sizeof(ClassRates))
+        if self.rates == NULL:
+            raise MemoryError(f"{self.count} classes")
+        for at, (which, each) in enumerate(self.changed.items()):
+            read_rates(&self.rates[at], which, each, scheduler.burst_ns)
+
+    def __dealloc__(self):
+        free(self.rates)
+
+    cdef void run(self, Context *ctx) noexcept nogil:
+        self.scheduler.change_ceilings(ctx, &self.tree.tree, self.rates, self.count)

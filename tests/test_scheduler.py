@@ -19,7 +19,7 @@ from dataplane.engine.engine import Engine
 from dataplane.engine.handler_access import read_handler, write_handler
 from dataplane.engine.handover import forget_engine, load_engine, save_engine
 from dataplane.engine.running import advance
-from dataplane.errors import ConfigError
+from dataplane.errors import ConfigError, VnicError
 from dataplane.graph.port import PortRx, PortTx
 from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
@@ -862,3 +862,106 @@ def test_without_a_rate_ceilings_hold():
 
 def test_the_default_priority_is_in_the_middle():
     assert PRIORITY_DEFAULT == 4
+
+
+# -- classes of shares -----------------------------------------------------------------------------
+
+
+def of_share(gold: str, **more: object) -> dict:
+    """A tree whose class gold has this ceiling, and is in a share unless `share` is None."""
+    own = {"ceiling": gold, "share": "up", **more}
+    return {
+        "rate": "40mbit",
+        "default": "rest",
+        "tree": {
+            "gold": {
+                **{key: value for key, value in own.items() if value is not None},
+                "tree": {"slow": {"mark": 1, "ceiling": "12mbit"}, "fast": {"mark": 2, "queue": "fq_codel", "weight": 2}},
+            },
+            "rest": {"mark": 3, "queue": {"discipline": "fifo", "packets": 50}},
+        },
+    }
+
+
+moves = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.integers(1, 3), st.integers(1, 40)),
+        st.tuples(st.just("wait"), st.integers(0, 30_000_000), st.just(0)),
+        st.tuples(st.just("rate"), st.sampled_from([1, 3, 8, 11, 12, 13, 39, 40, 60]), st.just(0)),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(moves=moves)
+def test_a_share_sets_a_ceiling_as_another_tree_does(moves):
+    """Each packet leaves when it does where the whole tree is written anew; nothing else of the class changes."""
+    live, twin = Bench(of_share("10mbit")), Bench(of_share("10mbit", share=None))
+    number = 0
+    for kind, first, second in [*moves, ("wait", 2 * SECOND, 0)]:
+        if kind == "send":
+            frames = [packet(first, flow=1000 + k % 5, number=number + k) for k in range(second)]
+            number += second
+            for bench in (live, twin):
+                bench.inject(*frames)
+        elif kind == "wait":
+            for bench in (live, twin):
+                bench.advance(bench.engine.clock.now_ns + first)
+        else:
+            live.scheduler.set_ceiling("gold", first * MBIT)
+            twin.change(of_share(f"{first}mbit", share=None))
+            assert live.scheduler.share_of("gold")[0] == first * MBIT
+        assert live.take() == twin.take()
+        assert live.rows() == twin.rows()
+    for bench in (live, twin):
+        bench.close()
+
+
+def test_what_a_share_lets_a_class_have_outlives_trees_and_workers():
+    bench = Bench(of_share("10mbit"))
+    bench.scheduler.set_ceiling("gold", "4mbit")
+    bench.inject(*[packet(2, 1000, number=n) for n in range(20)])
+    assert bench.scheduler.share_of("gold") == (4 * MBIT, 1000, True)
+    bench.change(of_share("9mbit"))  # another ceiling to begin with: the share has set it since
+    assert bench.scheduler.share_of("gold") == (4 * MBIT, 1000, True)
+    assert bench.scheduler.get_tree()["tree"]["gold"]["ceiling"] == "9mbit"
+    bench.upgrade()
+    assert bench.scheduler.share_of("gold") == (4 * MBIT, 1000, True)
+    bench.advance(START_NS + 2 * SECOND)
+    assert [at - START_NS for at, _ in bench.take()] == [max(n * 2 * MS - 250 * US, 0) for n in range(20)]
+    bench.change(of_share("9mbit", share="down"))
+    assert bench.scheduler.share_of("gold")[0] == 9 * MBIT
+    bench.change(of_share("9mbit", share=None))
+    assert bench.scheduler.share_of("gold") is None
+    with pytest.raises(ConfigError, match="classes: gold is no class of a share"):
+        bench.scheduler.set_ceiling("gold", "1mbit")
+    bench.close()
+
+
+def test_wrong_ceilings_of_shares_change_nothing():
+    bench = Bench(of_share("10mbit"))
+    for rate, message in (("none", "expected a rate such as 10mbit"), (1, "1 bit/s: expected 1kbit"), ("5mbps", "5mbps")):
+        with pytest.raises(ConfigError, match=message):
+            bench.scheduler.set_ceiling("gold", rate)
+    assert bench.scheduler.share_of("gold") == (10 * MBIT, 0, False)
+    for wrong in ("x", 1, -1, 10**14, True):
+        state = bench.scheduler.save_state()
+        state["classes"]["gold"]["ceiling_bps"] = wrong
+        with pytest.raises(VnicError, match="its state is not that of a Scheduler"):
+            bench.scheduler.load_state(state)
+    bench.close()
+
+
+@pytest.mark.parametrize(
+    ("gold", "message"),
+    [
+        ({"share": 5}, "gold: share 5: expected the name of a share"),
+        ({"share": "a b"}, "gold: share 'a b': expected the name of a share"),
+        ({"ceiling": None}, "gold: has share up, and no ceiling to begin with: add ceiling"),
+        ({"guarantee": "1mbit"}, "gold: share up sets what it gets, and it or a class in it has a guarantee"),
+    ],
+)
+def test_a_tree_with_a_wrong_share_is_refused(gold, message):
+    with pytest.raises(ConfigError, match=message):
+        Scheduler(of_share("10mbit", **gold))

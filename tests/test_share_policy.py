@@ -20,6 +20,7 @@ from dataplane.ports.memory import MemoryPort
 from shaping.link import Link
 from shaping.policy.check import check_policy
 from shaping.policy.compile import compile_policy
+from shaping.policy.forecast import forecasts
 from shaping.policy.keys import ANY
 from shaping.policy.load import convert_policy, names_in, parse_policy, policy_data
 from shaping.policy.network import Network
@@ -197,8 +198,8 @@ def test_unknown_nics_are_named():
     assert errors("{capacity: 1gbit, webb: {weight: 1}, db: {weight: 1}}") == [
         "p.yaml:3: error: shares.up: there is no NIC webb; did you mean 'web'?"
     ]
-    with pytest.raises(ConfigError, match="invalid name 'web.egress/gold': expected the name of a NIC or of a group of NICs"):
-        shares("{capacity: 1gbit, web.egress/gold: {weight: 1}}")
+    with pytest.raises(ConfigError, match="invalid name 'a b': expected the name of a NIC or of a group, or a class such as"):
+        shares("{capacity: 1gbit, a b: {weight: 1}}")
     many = ", ".join(f"n{n}: {{weight: 1}}" for n in range(100))
     assert len(errors(f"{{capacity: 1gbit, {many}}}")) == 20
 
@@ -399,6 +400,112 @@ def test_a_wrong_group_is_refused_with_one_line(text, message):
     assert message in str(found.value) and "\n" not in str(found.value)
 
 
+# -- classes ---------------------------------------------------------------------------------------
+
+CLASSES = """version: 1
+classes:
+  web.egress:
+    rate: 100mbit
+    default: rest
+    tree:
+      gold: {match: {dscp: ef}, tree: {sync: {match: {protocol: tcp}, ceiling: 20mbit}, more: {}}}
+      rest: {ceiling: 30mbit}
+  db.ingress: {rate: 50mbit, default: all, tree: {all: {}}}
+shares:
+  up: {capacity: 40mbit, web.egress/gold: {weight: 3}, fg1: {weight: 1}, late: {weight: 4, of: {db.ingress/all: {}}}}
+"""
+
+
+def test_classes_of_a_share_have_its_ceilings():
+    read = parse_policy(CLASSES, "p.yaml")
+    assert names_in(policy_data(read)) == {"web", "db", "fg1"}
+    assert convert_policy(policy_data(read)).config == read.config
+    plan = plan_of(read, NETWORK)
+    assert plan.shared == {"web.egress": {"gold": ("up", 15 * MBIT)}, "db.ingress": {"all": ("up", 20 * MBIT)}}
+    assert [plan.rate_in_share(leaf) for leaf in plan.uplinks["up"].leaves] == [15 * MBIT, 5 * MBIT, 20 * MBIT]
+    trees = {
+        str(chain): entry["classes"]["tree"]
+        for chain, entries in compile_policy(read, NETWORK).items()
+        for entry in entries
+        if entry["element"] == "Scheduler"
+    }
+    assert {name: trees["web.egress"]["gold"][name] for name in ("share", "ceiling")} == {"share": "up", "ceiling": "15mbit"}
+    assert trees["web.egress"]["rest"] == {"ceiling": "30mbit", "mark": trees["web.egress"]["rest"]["mark"]}
+    assert trees["db.ingress"]["all"]["ceiling"] == "20mbit"
+    notes = [str(each).partition("note: ")[2] for each in check_policy(read, NETWORK) if "shares.up" in each.text]
+    assert "shares.up: web.egress/gold: 15mbit when all send; gets 0 at 0, 100mbit at 33.33" in notes
+    assert "shares.up: late: db.ingress/all: 20mbit when all send; gets of what late gets 0 at 0, 50mbit at 50" in notes
+
+
+def test_a_ceiling_of_the_class_is_a_bound_on_the_share():
+    read = parse_policy(
+        CLASSES.replace("default: all, tree: {all: {}}", "default: all, tree: {all: {ceiling: 8mbit}}"), "p.yaml"
+    )
+    plan = plan_of(read, NETWORK)
+    assert plan.rate_in_share("db.ingress/all") == 8 * MBIT and plan.uplinks["up"].leaves["db.ingress/all"].limit == 8 * MBIT
+    # the line's rate of all that web sends bounds what its class may get
+    assert plan.uplinks["up"].leaves["web.egress/gold"].limit == 100 * MBIT
+
+
+def test_what_classes_reach_knows_of_their_share():
+    """The least of gold's classes is what the share leaves them, the most what the line has."""
+
+    def reached(text):
+        read = parse_policy(text)
+        return {each.place: each.goodput_bps for each in forecasts(plan_of(read, NETWORK), read, NETWORK)}
+
+    found, free = reached(CLASSES), reached(CLASSES.partition("shares:")[0])
+    assert found["web.egress/gold/more"][0] < 8 * MBIT < free["web.egress/gold/more"][0]
+    assert found["web.egress/gold/more"][1] == free["web.egress/gold/more"][1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("web.egress/gold:", "web.egress/gould:", "shares.up: there is no class web.egress/gould"),
+        ("web.egress/gold:", "web.ingress/gold:", "shares.up: there is no class web.ingress/gold"),
+        ("web.egress/gold:", "web.egress/:", "shares.up: there is no class web.egress/"),
+        ("more: {}", "more: {guarantee: 1mbit}", "shares.up: web.egress/gold: it, or a class in it, has a guarantee"),
+        ("fg1:", "web:", "shares.up: web.egress/gold: web, which sends its packets, is there, too"),
+        (
+            "shares:",
+            "scenario: [{at: 1s, classes: {web.egress/gold: {ceiling: 5mbit}}}]\nshares:",
+            "share of up sets what gold",
+        ),
+        (
+            "shares:",
+            "scenario: [{at: 1s, classes: {web.egress/gold/more: {guarantee: 5mbit}}}]\nshares:",
+            "the share of up sets what gold gets again and again",
+        ),
+    ],
+)
+def test_a_class_that_cannot_share_is_an_error(old, new, message):
+    text = CLASSES.replace(old, new, 1)
+    errors = [str(each) for each in check_policy(parse_policy(text, "p.yaml"), NETWORK) if each.kind == "error"]
+    assert len(errors) == 1 and message in errors[0] and errors[0].startswith("p.yaml:")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("web <-> db/gold", "shares.up.web <-> db/gold: is both ways: expected web.egress"),
+        ("/gold", "shares.up./gold: "),
+        ("web.egress/rest: {weight: 1}, ' web.egress / rest '", "has a share of up already"),
+    ],
+)
+def test_a_wrong_name_of_a_class_is_refused(name, message):
+    with pytest.raises(ConfigError) as raised:
+        parse_policy(CLASSES.replace("fg1:", f"{name}:"), "p.yaml")
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_class_whose_nic_is_absent_leaves_its_part():
+    network = Network({name: mac for name, mac in NETWORK.nics.items() if name != "db"}, {}, frozenset({"db"}))
+    plan = plan_of(parse_policy(CLASSES), network)
+    assert not [each for each in plan.findings if each.kind == "error"]
+    assert plan.shared == {"web.egress": {"gold": ("up", 30 * MBIT)}}
+
+
 # -- the allocator ---------------------------------------------------------------------------------
 
 
@@ -569,4 +676,43 @@ def test_shares_of_a_running_network():
     assert rate("fg1") == before
     net.shape(None)
     assert net._runtime.status().get("shares") is None
+    net.close()
+
+
+EF = bytes.fromhex("45b8001400000000401100000a0000010a000002")
+
+
+def test_a_class_and_a_nic_share_in_a_running_network():
+    """What the NIC does not use the class gets, and a step of a scenario, another policy and the worker's elements know
+    of it."""
+    net = VirtualNetwork("nics: {web: {mac: '02:00:00:00:00:01'}, fg1: {mac: '02:00:00:00:00:02'}}")
+    policy = CLASSES.replace("  db.ingress: {rate: 50mbit, default: all, tree: {all: {}}}\n", "").replace(
+        ", late: {weight: 4, of: {db.ingress/all: {}}}", ""
+    )
+    net.shape(policy)
+    gold = frame(1, 2)[:12] + b"\x08\x00" + EF + bytes(1216)
+
+    def rates():
+        [share] = net._runtime.status()["shares"]
+        assert sum(group["rate_bps"] for group in share["groups"]) <= 40 * MBIT
+        return {group["name"]: group["rate_bps"] for group in share["groups"]}
+
+    def send(periods):
+        for _ in range(periods):
+            net.send("web", [gold] * 300, gap="333us")
+            net.run()
+            net._runtime.shares.step()
+
+    assert rates() == {"web.egress/gold": 30 * MBIT, "fg1": 10 * MBIT}
+    send(15)
+    assert rates()["web.egress/gold"] > 35 * MBIT
+    before = rates()
+    net.shape(policy.replace("rest: {ceiling: 30mbit}", "rest: {ceiling: 25mbit}"))  # another class: what it has stays
+    assert rates() == before
+    tree = net._runtime.read_handler("web.egress.shape-classes", "tree")[0]["value"]
+    assert tree["tree"]["gold"]["ceiling"] == "30mbit" and tree["tree"]["rest"]["ceiling"] == "25mbit"
+    net.shape(policy.partition("shares:")[0])
+    assert net._runtime.status().get("shares") is None
+    net.shape(policy)
+    assert rates() == {"web.egress/gold": 30 * MBIT, "fg1": 10 * MBIT}
     net.close()

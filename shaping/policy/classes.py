@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from dataplane.config.convert import Locate, Path, convert, did_you_mean, error_at, shown
@@ -27,6 +27,7 @@ from shaping.policy.class_schema import ClassConfig, ClassesConfig, MatchConfig
 from shaping.policy.findings import Finding
 from shaping.policy.keys import ANY, ONE, LinkKey, parse_key, parse_name
 from shaping.policy.network import Network
+from shaping.policy.scalars import LineRate
 from shaping.settings import flag_of
 
 SPLIT_NAME, SCHEDULER_NAME = "shape-split", "shape-classes"
@@ -39,6 +40,10 @@ TOO_MANY = (
 )
 UNUSED_MOST = 20  # classes without packets that are named
 NUMBERS = ("guarantee", "ceiling", "weight", "priority", "latency")
+
+Shared = Mapping[
+    str, tuple[str, LineRate]
+]  # by path: the name of the share, the rate when all send
 
 
 class ClassEntry(NamedTuple):
@@ -172,10 +177,28 @@ def place_key(key: str) -> tuple[str, str] | LinkKey:
     return found
 
 
-def names_of_classes(classes: Mapping[str, Any] | None) -> set[str]:
-    """The names of NICs and links in the plain data of `classes`, whose keys are right."""
-    keys = [place_key(key) for key in classes or {}]
-    return {key.first if isinstance(key, LinkKey) else key[0] for key in keys}
+def names_of_classes(classes: Iterable[str] | None) -> set[str]:
+    """The names of NICs and links in keys of `classes` or names of classes, which are right."""
+    return {ClassName(place_key(key.partition("/")[0].strip()), "").owner for key in classes or ()}
+
+
+class ClassName(NamedTuple):
+    """A class by its place, as `classes` has it, and its path there."""
+
+    place: tuple[str, str] | LinkKey
+    path: str
+
+    @property
+    def owner(self) -> str:
+        """The NIC or link."""
+        return self.place.first if isinstance(self.place, LinkKey) else self.place[0]
+
+
+def class_name(name: str) -> ClassName | None:
+    """Reads a name such as "web.egress/gold"; None: it is none of a class, which have a "/".
+    Raises ConfigError for a wrong place."""
+    place, slash, path = (each.strip() for each in name.partition("/"))
+    return ClassName(place_key(place), path) if slash else None
 
 
 def class_at(entry: ClassEntry, path: str) -> ClassesConfig | ClassConfig | None:
@@ -209,12 +232,15 @@ class Leaf(NamedTuple):
     rules: list[dict[str, Any]]
 
 
-def element_entries(entry: ClassEntry, network: Network) -> list[dict[str, Any]]:
+def element_entries(
+    entry: ClassEntry, network: Network, shared: Shared | None = None
+) -> list[dict[str, Any]]:
     """The elements of one place. Raises ConfigError."""
     leaves = leaves_of(entry.config, network)
     rules = [{**rule, "mark": leaf.mark, "gate": 0} for leaf in leaves for rule in leaf.rules]
     scheduler: dict[str, Any] = {"element": "Scheduler", "name": SCHEDULER_NAME}
-    scheduler["classes"] = tree_entry(entry.config, {leaf.path: leaf.mark for leaf in leaves})
+    marks = {leaf.path: leaf.mark for leaf in leaves}
+    scheduler["classes"] = tree_entry(entry.config, marks, shared)
     if entry.config.overhead is not None:
         keyword = entry.config.overhead.keyword
         scheduler["overhead"] = keyword or entry.config.overhead.added._asdict()
@@ -222,17 +248,20 @@ def element_entries(entry: ClassEntry, network: Network) -> list[dict[str, Any]]
     return [split, scheduler]
 
 
-def tree_entry(config: ClassesConfig, marks: Mapping[str, int]) -> dict[str, Any]:
-    """The `classes` of a Scheduler. marks: of leaves, by path; others get none."""
+def tree_entry(
+    config: ClassesConfig, marks: Mapping[str, int], shared: Shared | None = None
+) -> dict[str, Any]:
+    """The `classes` of a Scheduler. marks: of leaves, by path; others get none. shared: of classes
+    that are in a share, by path."""
     return {
         "rate": str(config.rate),
         "default": config.default,
-        "tree": _tree_entry(config.tree, "", marks),
+        "tree": _tree_entry(config.tree, "", marks, shared or {}),
     }
 
 
 def _tree_entry(
-    tree: Mapping[str, ClassConfig], above: str, marks: Mapping[str, int]
+    tree: Mapping[str, ClassConfig], above: str, marks: Mapping[str, int], shared: Shared
 ) -> dict[str, Any]:
     found = {}
     for name, each in tree.items():
@@ -242,12 +271,15 @@ def _tree_entry(
             value = getattr(each, key)
             if value is not None and (key, value) not in DEFAULTS:
                 entry[key] = value if type(value) is int else str(value)
+        if path in shared:
+            entry["share"], rate = shared[path]
+            entry["ceiling"] = str(rate)
         if path in marks:
             entry["mark"] = marks[path]
         if each.queue is not None:
             entry["queue"] = each.queue.entry
         if each.tree:
-            entry["tree"] = _tree_entry(each.tree, f"{path}/", marks)
+            entry["tree"] = _tree_entry(each.tree, f"{path}/", marks, shared)
         found[name] = entry
     return found
 
@@ -255,9 +287,9 @@ def _tree_entry(
 DEFAULTS = (("weight", 1), ("priority", PRIORITY_DEFAULT))
 
 
-def tree_setting(entry: ClassEntry) -> TreeSetting:
+def tree_setting(entry: ClassEntry, shared: Shared | None = None) -> TreeSetting:
     """The classes as the Scheduler reads them. Raises ConfigError."""
-    return read_tree("classes", tree_entry(entry.config, {}))
+    return read_tree("classes", tree_entry(entry.config, {}, shared))
 
 
 def leaves_of(config: ClassesConfig, network: Network) -> list[Leaf]:

@@ -84,7 +84,7 @@ def compile_policy(policy: Policy, network: Network) -> dict[Chain, list[Element
         entries = chains.setdefault(chain, [])
         # in front of the line that the packets take, and behind those that they come from
         at = bool(entries) and entries[0].get("name") == PAIRS_NAME
-        entries[at:at] = element_entries(entry, network)
+        entries[at:at] = element_entries(entry, network, plan.shared.get(entry.key))
     return chains
 
 
@@ -233,7 +233,7 @@ def arguments_at(
     they are `elapsed_ns` after its beginning."""
     trees: dict[Argument, Any] = {}
     for entry in scenario.classes_at(elapsed_ns, places):
-        _, scheduler = element_entries(entry, network)
+        _, scheduler = element_entries(entry, network, scenario.shared.get(entry.key))
         argument = Argument(class_chain(entry, network), SCHEDULER_NAME, "classes")
         trees[argument] = scheduler["classes"]
     return trees | {

@@ -9,14 +9,14 @@ whatever is sent in other ones. Of a scenario, they hold until its first step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from dataplane.errors import ConfigError
 from dataplane.units import format_time
 from shaping.class_settings import ClassSetting, TreeSetting
-from shaping.policy.classes import ClassEntry, tree_setting
+from shaping.policy.classes import ClassEntry, Shared, tree_setting
 from shaping.policy.compile import EGRESS, FRAME_BYTES, class_chain, elements_of
 from shaping.policy.figures import (
     bdp_packets,
@@ -351,7 +351,7 @@ class Routes:
 
     def __init__(self, plan: Plan, policy: Policy, network: Network) -> None:
         self.plan = plan
-        self.classes = dict(_class_places(policy, network))
+        self.classes = dict(_class_places(policy, network, plan.shared))
 
     def __iter__(self) -> Iterator[Route]:
         """Both directions of each pair, NIC and link that has a line; first the direction that the
@@ -389,7 +389,9 @@ class Routes:
         )
 
 
-def _class_places(policy: Policy, network: Network) -> Iterator[tuple[Place, ClassPlace]]:
+def _class_places(
+    policy: Policy, network: Network, shared: Mapping[str, Shared]
+) -> Iterator[tuple[Place, ClassPlace]]:
     for entry in policy.classes:
         try:
             chain = class_chain(entry, network)
@@ -406,7 +408,11 @@ def _class_places(policy: Policy, network: Network) -> Iterator[tuple[Place, Cla
             place = Place(chain.owner, ANY)
         else:
             place = Place(ANY, chain.owner)
-        yield place, ClassPlace(entry, setting, least_rates(setting.classes))
+        if entry.key in shared:  # which it has less of while others of the share send
+            least = least_rates(tree_setting(entry, shared[entry.key]).classes)
+        else:
+            least = least_rates(setting.classes)
+        yield place, ClassPlace(entry, setting, least)
 
 
 def _name(place: Place) -> str:

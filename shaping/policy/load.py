@@ -136,8 +136,10 @@ def names_in(policy: Any) -> set[str]:
     names |= names_of_classes(policy.get("classes"))
     for share in (policy.get("shares") or {}).values():
         members = share.get("members") or {}
-        names |= set(share.get("groups", {})) - set(members)
-        names |= {nic for inner in members.values() for nic in inner}
+        leaves = set(share.get("groups", {})) - set(members)
+        leaves |= {leaf for inner in members.values() for leaf in inner}
+        classes = {leaf for leaf in leaves if "/" in leaf}
+        names |= (leaves - classes) | names_of_classes(classes)
     return (names | names_of_steps(policy.get("scenario"))) - {ANY, ""}
 
 

@@ -17,7 +17,15 @@ import msgspec
 from dataplane.config.convert import did_you_mean
 from dataplane.elements.classifier_rules import MAX_RULES
 from dataplane.errors import ConfigError
-from shaping.policy.classes import conditions_of
+from shaping.policy.classes import (
+    ClassEntry,
+    ClassName,
+    class_at,
+    class_name,
+    conditions_of,
+    place_key,
+    tree_setting,
+)
 from shaping.policy.findings import Finding
 from shaping.policy.keys import ANY, LinkKey
 from shaping.policy.load import Policy
@@ -145,11 +153,21 @@ class Line:
 
 class Plan(NamedTuple):
     """lines: by place, in the order of the file; findings: errors, and what is overridden; uplinks:
-    capacities that are shared, by name."""
+    capacities that are shared, by name; shared: the classes that are in shares, by the key of
+    `classes`."""
 
     lines: dict[Place, Line]
     findings: list[Finding]
     uplinks: dict[str, Uplink]
+    shared: dict[str, dict[str, tuple[str, LineRate]]] = {}
+
+    def rate_in_share(self, leaf: str) -> LineRate:
+        """What a NIC or a class of a share gets when all send."""
+        if (name := class_name(leaf)) is None:
+            rate: LineRate = self.lines[Place(leaf, ANY)].value("rate")
+            return rate
+        [found] = [each for key, each in self.shared.items() if place_key(key) == name.place]
+        return found[name.path][1]
 
 
 def setting_text(value: Any) -> str:
@@ -221,7 +239,7 @@ def _unknown(name: str, key: LinkKey, network: Network) -> str:
 
 def plan_of(policy: Policy, network: Network) -> Plan:
     """The policy's lines in this network."""
-    plan = Plan({}, [], {})
+    plan = Plan({}, [], {}, {})
     for entry in policy.entries:
         try:
             places = places_of(entry.key, network)
@@ -244,7 +262,8 @@ def plan_of(policy: Policy, network: Network) -> Plan:
                 )
     rated_later = _rated_later(policy, network)
     for name, share in policy.config.shares.items():
-        plan.findings.extend(_share(plan, name, share, network, policy.share_lines.get(name, "")))
+        where = policy.share_lines.get(name, "")
+        plan.findings.extend(_share(plan, name, share, policy.classes, network, where))
     for line in plan.lines.values():
         if (config := line.value("trace")) is not None:
             line.trace = trace_of(config, policy.traces)
@@ -312,21 +331,35 @@ def _settings(
 
 
 def _share(
-    plan: Plan, name: str, share: ShareConfig, network: Network, where: str
+    plan: Plan,
+    name: str,
+    share: ShareConfig,
+    classes: list[ClassEntry],
+    network: Network,
+    where: str,
 ) -> Iterator[Finding]:
     """Adds a share. Its NICs send over their lines `NIC -> any`, whose rates change with what the
     others send; a line begins with its rate for when all send as much as they may. A rate that the
-    line has by itself bounds it."""
-    present = [nic for nic in share.nics if not network.lacks(nic)]
-    strange = [nic for nic in present if nic not in network.nics]
+    line has by itself bounds it. Of a class all that is said of the line holds for its ceiling."""
+    named = {leaf: class_name(leaf) for leaf in share.leaves}
+    present = [
+        leaf
+        for leaf, each in named.items()
+        if not network.lacks(leaf if each is None else each.owner)
+    ]
+    strange = [nic for nic in present if named[nic] is None and nic not in network.nics]
     for nic in strange[:ERRORS_MOST]:
         hint = did_you_mean(nic, list(network.nics)) if network.nics else "the network has none"
-        if "/" in nic or "." in nic:
-            hint = "expected the name of a NIC, as only NICs can have shares"
+        if "." in nic:
+            hint = "a class has its path behind a /, such as web.egress/gold"
         yield Finding("error", where, f"shares.{name}: there is no NIC {nic}; {hint}")
-    if strange or not present:
+    of_classes = {leaf: each for leaf in present if (each := named[leaf]) is not None}
+    bounds, keys, wrong = _classes_of_share(of_classes, set(present), classes)
+    yield from (Finding("error", where, f"shares.{name}: {text}") for text in wrong[:ERRORS_MOST])
+    if strange or wrong or not present:
         return
-    lines = {nic: plan.lines.get(Place(nic, ANY)) for nic in present}
+    nics = [leaf for leaf in present if named[leaf] is None]
+    lines = {nic: plan.lines.get(Place(nic, ANY)) for nic in nics}
     traced = [line for line in lines.values() if line is not None and "trace" in line.settings]
     for line in traced[:ERRORS_MOST]:
         text = f"{line.place}: has a trace, and share {name} sets its rate: remove one of them"
@@ -337,17 +370,46 @@ def _share(
         share.capacity,
         {group: exact_pieces(pieces) for group, pieces in share.groups.items()},
         share.levels,
-        {nic: line.rate for nic, line in lines.items() if line is not None and line.rate},
+        bounds | {nic: line.rate for nic, line in lines.items() if line is not None and line.rate},
         {
             group: {nic: exact_pieces(pieces) for nic, pieces in inner.items()}
             for group, inner in share.members.items()
         },
     ).only(present)
-    for nic, rate in uplink.rates(all_busy(present)).items():
-        line = plan.lines.setdefault(Place(nic, ANY), Line(Place(nic, ANY), where))
+    for leaf, rate in uplink.rates(all_busy(present)).items():
         # in four digits, downwards: the allocator will not leave it so anyway
         rate -= rate % 10 ** max(len(str(rate)) - 4, 0)
+        if leaf in of_classes:
+            plan.shared.setdefault(keys[leaf], {})[of_classes[leaf].path] = name, LineRate(rate)
+            continue
+        line = plan.lines.setdefault(Place(leaf, ANY), Line(Place(leaf, ANY), where))
         line.settings["rate"] = Setting(LineRate(rate), where, f"{OF_SHARE} {name}")
+
+
+def _classes_of_share(
+    named: dict[str, ClassName], leaves: set[str], classes: list[ClassEntry]
+) -> tuple[dict[str, int], dict[str, str], list[str]]:
+    """Of the classes of a share the ceilings in bit/s, and the keys of `classes`; and the errors.
+    leaves: of the whole share."""
+    entries = {place_key(entry.key): entry for entry in classes} if named else {}
+    trees = {
+        each.place: {found.path: found for found in tree_setting(entries[each.place]).classes}
+        for each in named.values()
+        if each.place in entries
+    }
+    bounds, wrong = {}, []
+    for leaf, each in named.items():
+        config = class_at(entries[each.place], each.path) if each.place in entries else None
+        if not each.path or config is None:
+            wrong.append(f"there is no class {leaf}; classes have those that a share can name")
+        elif trees[each.place][each.path].guarantee_bps:
+            text = f"{leaf}: it, or a class in it, has a guarantee, and the share sets what it gets"
+            wrong.append(f"{text}: remove it, or add a level of its own for it")
+        elif each.place == (each.owner, "egress") and each.owner in leaves:
+            wrong.append(f"{leaf}: {each.owner}, which sends its packets, is there, too")
+        else:
+            bounds[leaf] = trees[each.place][each.path].effective_bps
+    return bounds, {leaf: entries[named[leaf].place].key for leaf in bounds}, wrong
 
 
 def _overridden(line: Line, settings: dict[str, Setting]) -> Iterator[Finding]:

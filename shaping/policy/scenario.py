@@ -108,12 +108,11 @@ class Position(NamedTuple):
 
 class Scenario:
     """The changes of a plan's lines and classes. steps: those of the file; classes: by their key;
-    period_ns: of `repeat`."""
+    shared: those of shares, as in the plan; period_ns: of `repeat`."""
 
-    def __init__(
-        self, steps: list[Step], lines: dict[Place, Line], classes: dict[str, ClassEntry]
-    ) -> None:
-        self.steps, self.lines, self.classes = steps, lines, classes
+    def __init__(self, steps: list[Step], plan: Plan, classes: dict[str, ClassEntry]) -> None:
+        self.steps, self.lines, self.classes = steps, plan.lines, classes
+        self.shared = plan.shared
         last = steps[-1] if steps else None
         self.period_ns = last.at_ns if last is not None and last.kind == "repeat" else None
         self.tracks: dict[Place, dict[str, Track]] = {}
@@ -233,7 +232,7 @@ def scenario_of(policy: Policy, plan: Plan, network: Network) -> Scenario | None
     if not policy.steps:
         return None
     classes = {entry.key: entry for entry in policy.classes}
-    scenario = Scenario(policy.steps, plan.lines, classes)
+    scenario = Scenario(policy.steps, plan, classes)
     changes = 0
     for step in policy.steps:
         if sum(finding.kind == "error" for finding in plan.findings) >= ERRORS_MOST:
@@ -327,7 +326,13 @@ def _add_class(scenario: Scenario, step: Step, entry: ClassStep) -> Iterator[Fin
     if config is None:
         yield Finding("error", entry.where, f"{name}: there is no such class")
         return
+    shared = scenario.shared.get(entry.place, {})
     for number, value in entry.numbers.items():
+        of = _around(entry.path, shared)
+        if of and (number == "guarantee" or (number == "ceiling" and of == entry.path)):
+            text = f"the share of {shared[of][0]} sets what {of} gets again and again"
+            yield Finding("error", entry.where, f"{name}: {number}: {text}")
+            return
         tracks = scenario.class_tracks.setdefault(entry.place, {})
         base = getattr(config, number)
         track = tracks.setdefault((entry.path, number), Track(base))
@@ -342,6 +347,13 @@ def _add_class(scenario: Scenario, step: Step, entry: ClassStep) -> Iterator[Fin
             return
         segment = Segment(step.at_ns, first, value, step.lasts_ns)
         scenario.change_class(entry.place, entry.path, number, segment)
+
+
+def _around(path: str, shared: Collection[str]) -> str:
+    """The class of a share that a class is, or is in; "": there is none."""
+    while path and path not in shared:
+        path = path.rpartition("/")[0]
+    return path
 
 
 def wrong_trees(scenario: Scenario) -> Iterator[Finding]:

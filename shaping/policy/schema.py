@@ -488,7 +488,7 @@ class PolicyConfig(_Strict):
     traces: Contents of the traces' files by their digests, packed. vnic puts them here when it
         reads a policy, so that a policy that runs does not need the files.
     scenario: Timed changes, in the order of their times.
-    shares: Capacities that several NICs share, by name: what each NIC may send follows from
+    shares: Capacities that several NICs or classes share, by name: what each may send follows from
         weights, levels and what the others send, and changes with it several times a second.
     """
 
@@ -538,7 +538,7 @@ class PolicyConfig(_Strict):
     shares: Annotated[
         dict[str, ShareConfig],
         Meta(
-            description="a mapping from a name to a capacity and the NICs that share it, such as "
+            description="a mapping from a name to a capacity and what shares it, such as "
             "{uplink: {capacity: 35gbit, web: {weight: 2}, db: {weight: 1}}}",
             examples=[{"uplink": {"capacity": "35gbit", "web": {"weight": 2}}}],
         ),

@@ -11,6 +11,7 @@ from typing import Any
 
 from dataplane.config.convert import Locate, Path, convert, did_you_mean, error_at, shown
 from dataplane.errors import ConfigError
+from shaping.policy.classes import ClassName, class_name
 from shaping.policy.keys import parse_name
 from shaping.policy.scalars import LineRate
 from shaping.policy.share_schema import BEST_EFFORT, PieceConfig, ShareConfig
@@ -38,7 +39,7 @@ def read_shares(data: Any, locate: Locate) -> dict[str, ShareConfig]:
         text = f"invalid value {what}: expected at most {SHARES_MOST} entries, such as {EXAMPLE}"
         raise error_at(locate, path, text)
     found: dict[str, ShareConfig] = {}
-    homes: dict[str, str] = {}
+    homes: dict[str | ClassName, str] = {}  # a place has several spellings
     pieces = 0
     for name, value in data.items():
         name = str(name)
@@ -46,11 +47,11 @@ def read_shares(data: Any, locate: Locate) -> dict[str, ShareConfig]:
             text = "is not a share: expected letters, digits, '_', '.' and '-', at most 32"
             raise error_at(locate, (*path, name), text)
         found[name] = share = _share(value, (*path, name), locate)
-        for nic in share.nics:
-            if nic in homes:
-                text = f"has a share of {homes[nic]} already: expected one share of a NIC"
-                raise error_at(locate, (*path, name, nic), text)
-            homes[nic] = name
+        for leaf in share.leaves:
+            if (which := class_name(leaf) or leaf) in homes:
+                text = f"has a share of {homes[which]} already: expected one share for each"
+                raise error_at(locate, (*path, name, leaf), text)
+            homes[which] = name
         for each in (share.groups, *share.members.values()):
             pieces += sum(len(own) for levels in each.values() for own in levels.values())
         if len(homes) > GROUPS_MOST or pieces > PIECES_MOST:
@@ -76,7 +77,7 @@ def _share(data: Any, path: Path, locate: Locate) -> ShareConfig:
         raise error_at(locate, path, text)
     members = dict(_given_members(data, path, locate))
     for name, (value, at) in groups.items():
-        _check_name(name, "the name of a NIC or of a group of NICs", at, locate)
+        _check_name(name, "the name of a NIC or of a group, or a class", at, locate)
         if isinstance(value, Mapping) and "of" in value:
             if name in members:
                 raise error_at(locate, (*at, "of"), "is in members, too: expected one of them")
@@ -85,7 +86,7 @@ def _share(data: Any, path: Path, locate: Locate) -> ShareConfig:
         share.groups[name] = _group(value, share.levels, at, locate)
     for name, (value, at) in members.items():
         share.members[name] = _members(name, value, share, at, locate)
-    if (count := len(share.nics)) > GROUPS_MOST or share.capacity < count * CAPACITY_LEAST:
+    if (count := len(share.leaves)) > GROUPS_MOST or share.capacity < count * CAPACITY_LEAST:
         text = f"{share.capacity} is too little for {count} NICs: expected "
         text += f"{CAPACITY_LEAST} or more for each"
         raise error_at(locate, (*path, "capacity"), text)
@@ -117,7 +118,7 @@ def _members(
         raise error_at(locate, path, f"{text}{{web: {{weight: 2}}, db: {{}}}}")
     weight = {share.levels[-1]: {"weight": 1}}
     for nic in data:
-        _check_name(str(nic), "the name of a NIC", (*path, nic), locate)
+        _check_name(str(nic), "the name of a NIC, or a class", (*path, nic), locate)
     return {
         str(nic): _group(value or weight, share.levels, (*path, nic), locate)
         for nic, value in data.items()
@@ -126,7 +127,8 @@ def _members(
 
 def _check_name(name: str, wanted: str, path: Path, locate: Locate) -> None:
     try:
-        parse_name(name, wanted)
+        if class_name(name) is None:
+            parse_name(name, f"{wanted} such as web.egress/gold")
     except ConfigError as error:
         raise error_at(locate, path, str(error)) from None
 

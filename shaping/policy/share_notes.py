@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shaping.policy.findings import Finding
-from shaping.policy.keys import ANY
 from shaping.policy.load import Policy
-from shaping.policy.places import Place, Plan
+from shaping.policy.places import Plan
 from shaping.policy.scalars import LineRate
 from shaping.shares.function import BandwidthFunction
 
@@ -15,7 +14,7 @@ from shaping.shares.function import BandwidthFunction
 def share_notes(plan: Plan, policy: Policy) -> Iterator[Finding]:
     for name, uplink in plan.uplinks.items():
         where = policy.share_lines.get(name, "")
-        rates = {nic: plan.lines[Place(nic, ANY)].value("rate") for nic in uplink.leaves}
+        rates = {leaf: plan.rate_in_share(leaf) for leaf in uplink.leaves}
         for group, function in uplink.functions.items():
             points = points_text(function, uplink.unit)
             members = uplink.members.get(group, {})

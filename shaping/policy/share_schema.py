@@ -33,15 +33,17 @@ class PieceConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit
 
 
 class ShareConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """A capacity that several NICs share: what each may send is computed from the others' demand.
-    A group of several NICs is written with `of`: {weight: 3, of: {web: {weight: 2}, db: {}}}.
+    """A capacity that several NICs or classes share: what each may send is computed from the
+    others' demand. A class is named as in steps of a scenario, such as web.egress/gold. A group of
+    several is written with `of`: {weight: 3, of: {web: {weight: 2}, db.egress/gold: {}}}.
 
     capacity: Rate that all groups together do not exceed.
     levels: Names of levels in the order of their priority: of a level nothing is given while a
         group lacks some of the one before. Default: one level, best_effort.
-    groups: What each group has in each level, by the name of the NIC that sends, or of several NICs
-        that divide what the group gets.
-    members: The NICs of each group of several, and by what they divide it, as groups do.
+    groups: What each group has in each level, by the name of the NIC that sends, of the class, or
+        of several that divide what the group gets.
+    members: The NICs and classes of each group of several, and by what they divide it, as groups
+        do.
     """
 
     capacity: Annotated[LineRate, Meta(description="a rate such as 35gbit", examples=["35gbit"])]
@@ -55,25 +57,25 @@ class ShareConfig(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit
     groups: Annotated[
         dict[str, dict[str, list[PieceConfig]]],
         Meta(
-            description="a mapping from a NIC or a group to levels with pieces, such as {web: "
-            "{best_effort: [{weight: 20, upto: 10gbit}, {weight: 5}]}}",
+            description="a mapping from a NIC, a class or a group to levels with pieces, "
+            "such as {web: {best_effort: [{weight: 20, upto: 10gbit}, {weight: 5}]}}",
             examples=[{"web": {BEST_EFFORT: [{"weight": 1}]}}],
         ),
     ] = {}
     members: Annotated[
         dict[str, dict[str, dict[str, list[PieceConfig]]]],
         Meta(
-            description="a mapping from a group to its NICs, such as {search: {web: {best_effort: "
-            "[{weight: 2}]}, cache: {best_effort: [{weight: 1}]}}}",
+            description="a mapping from a group to its NICs and classes, such as "
+            "{search: {web: {best_effort: [{weight: 2}]}, cache: {best_effort: [{weight: 1}]}}}",
             examples=[{"search": {"web": {BEST_EFFORT: [{"weight": 2}]}}}],
         ),
     ] = {}
 
     @property
-    def nics(self) -> list[str]:
-        """The NICs that share the capacity."""
+    def leaves(self) -> list[str]:
+        """The NICs and classes that share the capacity."""
         alone = [group for group in self.groups if group not in self.members]
-        return alone + [nic for inner in self.members.values() for nic in inner]
+        return alone + [leaf for inner in self.members.values() for leaf in inner]
 
 
 def exact_pieces(levels: dict[str, list[PieceConfig]]) -> dict[str, list[Piece]]:

@@ -121,8 +121,8 @@ def _judge_loss(line: Line, packets: int, lost: int) -> list[str]:
 
 
 def share_rows(shares: list[dict[str, Any]]) -> list[list[Any]]:
-    """The rows of `vnic shape show` about shares: what each NIC may send now, and what it seems to
-    want."""
+    """The rows of `vnic shape show` about shares: what each NIC or class may send now, and what it
+    seems to want."""
     return [
         [
             share["name"], about(share["capacity_bps"], "bit/s"),

@@ -183,7 +183,9 @@ def _print_lines(rows: list[Found], shares: list[Found]) -> None:
     )  # fmt: skip
     if shares:
         click.echo()
-        print_table(["share", ">capacity", "NIC", ">may send", ">wants"], share_rows(shares))
+        print_table(
+            ["share", ">capacity", "NIC or class", ">may send", ">wants"], share_rows(shares)
+        )
 
 
 def _print_promises(rows: list[Found]) -> None:

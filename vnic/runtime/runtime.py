@@ -128,7 +128,7 @@ class Runtime:
         self._users: dict[Module, tuple[ModuleConfig, _Made]] = {}  # the users' modules
         for each in list(self.config.modules):
             self._add(each)
-        self.shares = Shares(self, self.nics.attached)
+        self.shares = Shares(self, self.nics)
         self.accounts = Accounts(self.hosted, self._clients)
         self._handlers = Handlers(
             self.hosted,

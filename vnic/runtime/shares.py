@@ -1,28 +1,29 @@
-"""Shares of capacities between NICs, in a running instance (see shaping/shares): a thread of
-control measures several times a second what the NICs send, and sets the rates of their lines.
-Engines know nothing of it."""
+"""Shares of capacities between NICs and classes, in a running instance (see shaping/shares): a
+thread of control measures several times a second what they send, and sets the rates of the NICs'
+lines and the ceilings of the classes. Engines know nothing of it."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dataplane.engine.clock import Clock
 from dataplane.errors import VnicError
 from shaping.link import Link
-from shaping.policy.compile import LINE_NAME
+from shaping.policy.classes import SCHEDULER_NAME, class_name, names_of_classes, place_key
+from shaping.policy.compile import LINE_NAME, Chain, class_chain
 from shaping.policy.load import convert_policy
 from shaping.policy.places import plan_of
+from shaping.scheduler import Scheduler
 from shaping.shares.allocator import Allocator, Sample
 from shaping.shares.uplink import Uplink
 from vnic.api.log import Log
 from vnic.config.schema import Config
 from vnic.config.shape import network_of
-from vnic.modules.nic_node import NicNode
+from vnic.modules.network import Network as Nics
 
 PERIOD_S = 0.1
 
@@ -43,8 +44,7 @@ class Host(Protocol):
 
 
 class Enforcer(Protocol):
-    """What limits a group of a share: the line of a NIC; a class of a scheduler could be
-    another."""
+    """What limits a group of a share: the line of a NIC, or the ceiling of a class."""
 
     def sample(self) -> Sample | None:
         """What it says of the group; None: it does not run now."""
@@ -74,12 +74,40 @@ class LineOfNic:
         self._link.set_rate(rate_bps)
 
 
-class Shares:
-    """The shares of the running policy. attached: the NICs that run. In virtual time there is no
-    thread: call `step`."""
+class CeilingOfClass:
+    """Enforces a rate on a class of a scheduler, as its ceiling. Packets that are dropped, or wait
+    for the rates of classes around it, say nothing of whether it needs more."""
 
-    def __init__(self, host: Host, attached: Mapping[str, NicNode]) -> None:
-        self._host, self._attached = host, attached
+    def __init__(self, scheduler: Scheduler, path: str) -> None:
+        self._scheduler, self._path = scheduler, path
+
+    def sample(self) -> Sample | None:
+        if self._scheduler.engine is None:
+            return None
+        found = self._scheduler.share_of(self._path)
+        if found is None:
+            return None
+        rate_bps, sent_bytes, waits = found
+        return Sample(rate_bps, sent_bytes, 0, waits)
+
+    def set_rate(self, rate_bps: int) -> None:
+        self._scheduler.set_ceiling(self._path, rate_bps)
+
+
+class _Class(NamedTuple):
+    """Where a class of a share is, and its path there."""
+
+    chain: Chain
+    path: str
+
+
+class Shares:
+    """The shares of the running policy. nics: the NICs and links that run. In virtual time there is
+    no thread: call `step`."""
+
+    def __init__(self, host: Host, nics: Nics) -> None:
+        self._host, self._nics = host, nics
+        self._classes: dict[str, _Class] = {}  # of shares, by the name there
         self._allocators: dict[str, Allocator] = {}
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
@@ -89,12 +117,21 @@ class Shares:
         caller holds the lock."""
         config = self._host.config
         uplinks: dict[str, Uplink] = {}
+        self._classes = {}
         if config.shape is not None and config.shape.get("shares"):
             policy, network = convert_policy(config.shape), network_of(config)
             # also those of NICs that were detached since: the others' shares stay
-            named = {nic for share in policy.config.shares.values() for nic in share.nics}
-            nics = {**dict.fromkeys(named, ""), **network.nics}
-            uplinks = plan_of(policy, replace(network, nics=nics)).uplinks
+            leaves = {leaf for share in policy.config.shares.values() for leaf in share.leaves}
+            classes = {leaf for leaf in leaves if "/" in leaf}
+            named = ((leaves - classes) | names_of_classes(classes)) - network.links.keys()
+            whole = replace(network, nics={**dict.fromkeys(named, ""), **network.nics})
+            uplinks = plan_of(policy, whole).uplinks
+            chains = {place_key(each.key): class_chain(each, whole) for each in policy.classes}
+            self._classes = {
+                leaf: _Class(chains[each.place], each.path)
+                for leaf in classes
+                if (each := class_name(leaf)) is not None and each.place in chains
+            }
         before, self._allocators = self._allocators, {}
         for name, uplink in uplinks.items():
             kept = before.get(name)
@@ -139,9 +176,17 @@ class Shares:
             log.warning("a share was not set", share=name, why=str(error))
 
     def _enforcer(self, group: str) -> Enforcer | None:
-        node = self._attached.get(group)
-        element = None if node is None else node.egress.chain.of_policy.get(LINE_NAME)
-        return LineOfNic(element) if isinstance(element, Link) else None
+        if (where := self._classes.get(group)) is not None:
+            nodes = self._nics.links if where.chain.of_link else self._nics.attached
+            node = nodes.get(where.chain.owner)
+            chain = None if node is None else node.chains.get(str(where.chain))
+            scheduler = None if chain is None else chain.of_policy.get(SCHEDULER_NAME)
+            if isinstance(scheduler, Scheduler):
+                return CeilingOfClass(scheduler, where.path)
+            return None
+        nic = self._nics.attached.get(group)
+        line = None if nic is None else nic.egress.chain.of_policy.get(LINE_NAME)
+        return LineOfNic(line) if isinstance(line, Link) else None
 
     def _run(self) -> None:
         rest_s = PERIOD_S
