@@ -6,7 +6,7 @@ from libc.string cimport memcpy, memmove, memset
 from dataplane.graph.element cimport NEVER, Element
 from switching.mac_table cimport (LEARN_AGED, LEARN_KNOWN, LEARN_NEW, LEARN_REFUSED, MAX_PORTS,
                                   MacTable, Place, mac_key, mac_place)
-from dataplane.graph.flood_credit cimport flood_spend
+from dataplane.graph.flood_credit cimport flood_refuse, flood_spend
 from dataplane.packet.pool cimport (BATCH_MAX, NO_PACKET, PACKET_PARSED, Batch, Context, Packet,
                                     packet_copy, packet_data)
 from dataplane.packet.queue cimport (pool_records, queue_head, queue_indices, queue_length,
@@ -213,7 +213,8 @@ cdef class L2Switch(Element):
     Flooding copies the frame for each further port of the VLAN. flood_credit.pxd bounds an engine's
     copies: a packet that exceeds the bound waits and continues in the next iteration, round-robin
     with those of other ports, so that one port's broadcasts do not delay the packets of others. At
-    most 64 packets of a port wait, and 256 in all.
+    most 64 packets of a port wait, and 256 in all. The engine pauses the source of a port that has
+    packets waiting and sends more than these.
     """
 
     OUTPUTS = 0
@@ -596,6 +597,9 @@ cdef class L2Switch(Element):
                 return
         if (not self.make_floods() or self.floods[ingress].count >= FLOODS_MOST
                 or self.counters.held >= self.floods_most):
+            # not for a port that others leave no room
+            if self.floods != NULL and self.floods[ingress].count:
+                flood_refuse(ctx)
             self.drop(ctx, index, DROP_FLOOD_LIMIT)
             return
         self.queue_flood(ctx, index, ingress, verdict.vlan, at)

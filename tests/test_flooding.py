@@ -106,6 +106,24 @@ def test_one_ports_broadcasts_do_not_hold_up_others(pool):
     bench.close()
 
 
+def test_a_port_whose_broadcasts_are_refused_is_left_unread_now_and_then(pool):
+    """The engine sleeps although the port has packets; afterwards they are read, unicast too."""
+    bench = Bench(pool)
+    bench.ports[3].inject([frame(3, None)])  # it is learned
+    start(bench.engine)
+    bench.settle()
+    bench.ports[3].take()
+    before, sleeps, arrived = bench.engine.status()["sleeps"], 0, 0
+    bench.ports[0].inject([frame(1, None, size=60_000)] * 1000 + [frame(1, 3)])
+    while not arrived:
+        sleeps = bench.engine.status()["sleeps"] - before
+        arrived = sum(each.data[0] == 2 for each in bench.ports[3].take())
+    assert bench.drops()["flood_limit"] > 0
+    assert sleeps > 5  # it did not sleep once while packets waited
+    bench.settle()
+    bench.close()
+
+
 def test_all_ports_have_their_turn(pool):
     bench = Bench(pool)
     for number in range(50):

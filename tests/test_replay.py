@@ -169,6 +169,18 @@ def test_a_packet_cut_by_the_capture_is_worth_what_it_was(tmp_path):
     reader.close()
 
 
+@pytest.mark.parametrize("original", [262145, 1_000_000_000, 2**31 + 200_000_000, 2**32 - 1])
+def test_an_original_length_that_no_frame_has_is_bounded_and_said(tmp_path, original):
+    """Lengths above 2.3e9 once wrapped the shaper's 64 bits, and 4 GiB left after 16 s, not 34."""
+    packets = [(START_NS, frame(B, A), original)] * 3
+    results, _ = replay(
+        tmp_path, "nics: {a: {egress: {rate: 1gbit, queue: 1s}}, b: {}}", {"a": pcap(packets, nanoseconds=True)}
+    )
+    times = [time_ns - START_NS for time_ns, _, _ in packets_of(tmp_path / "out.pcapng")]
+    assert times[2] - times[1] == 262144 * 8
+    assert [(each["code"], "3 packets" in each["text"]) for each in results["warnings"]] == [("overlong", True)]
+
+
 def test_a_packet_that_claims_gigabytes_is_worth_the_longest_frame(tmp_path):
     """Its cost at the shaper does not overflow, so the next one leaves after such a frame's
     time."""

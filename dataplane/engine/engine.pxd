@@ -80,6 +80,7 @@ cdef class Engine:
     cdef void put(self, list sources, Polling polling, ElementArrays arrays)
     cdef void run_mailbox(self) noexcept nogil
     cdef void distribute(self, bint any) noexcept nogil
+    cdef bint pause(self, uint32_t place, uint64_t took) noexcept nogil
     cdef uint32_t poll_once(self) noexcept nogil
     cdef uint32_t poll_source(self, PyObject *source) noexcept nogil
     cdef uint32_t poll_slow(self, PyObject *source) noexcept nogil

@@ -5,7 +5,7 @@ Sources: epoll(7), epoll_ctl(2), poll(2).
 import os
 
 from cpython.ref cimport PyObject
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.errno cimport EEXIST, errno
 from libc.stdlib cimport calloc, free
 from dataplane.graph.element cimport Source
@@ -21,7 +21,7 @@ cdef extern from "<sys/epoll.h>" nogil:
     cdef struct epoll_event:
         uint32_t events
         epoll_data data
-    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL
+    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD
     uint32_t EPOLLIN, EPOLLERR, EPOLLHUP
     int epoll_create1(int flags)
     int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
@@ -69,10 +69,12 @@ cdef class Polling:
         self.input_room = <uint32_t>(total + spare)
         self.always = <PyObject **>calloc(self.source_room, sizeof(PyObject *))
         self.active = <PyObject **>calloc(self.source_room, sizeof(PyObject *))
+        self.active_inputs = <uint32_t *>calloc(self.source_room, sizeof(uint32_t))
         self.armed = <PyObject **>calloc(self.source_room, sizeof(PyObject *))
         self.inputs = <Input *>calloc(self.input_room, sizeof(Input))
         self.descriptors = <pollfd *>calloc(OWN_DESCRIPTORS + max(total, 1), sizeof(pollfd))
-        if not (self.always and self.active and self.armed and self.inputs and self.descriptors):
+        if not (self.always and self.active and self.active_inputs and self.armed and self.inputs
+                and self.descriptors):
             raise MemoryError("polling")
         # The engine may run a source meanwhile: each is a single store, of the value it has
         # already.
@@ -107,6 +109,7 @@ cdef class Polling:
             close(descriptor)
         free(self.always)
         free(self.active)
+        free(self.active_inputs)
         free(self.armed)
         free(self.inputs)
         free(self.descriptors)
@@ -184,6 +187,7 @@ cdef class Polling:
         if not (<Source>input.source).always and not (<Source>input.source).active:
             (<Source>input.source).active = True
             self.active[self.active_count] = input.source
+            self.active_inputs[self.active_count] = <uint32_t>(input - self.inputs)
             self.active_count += 1
 
     cdef void settle_down(self) noexcept nogil:
@@ -193,6 +197,57 @@ cdef class Polling:
             (<Source>self.active[i]).active = False
             (<Source>self.active[i]).clear_ready()
         self.active_count = 0
+
+    cdef void watch(self, uint32_t number, bint on) noexcept nogil:
+        """Starts or ends that an input with packets ends a sleep."""
+        cdef epoll_event event
+        self.inputs[number].paused = not on
+        if self.inputs[number].fd < 0:
+            return
+        if self.epoll >= 0:
+            event.events, event.data.u32 = EPOLLIN if on else 0, number
+            epoll_ctl(self.epoll, EPOLL_CTL_MOD, self.inputs[number].fd, &event)
+        else:
+            # ppoll skips -1
+            self.descriptors[OWN_DESCRIPTORS + number].fd = self.inputs[number].fd if on else -1
+            self.generation += 1
+
+    cdef bint pause(self, uint32_t place, uint64_t until_ns) noexcept nogil:
+        """Leaves the input that activated the source at `place` of `active` unread until then, and
+        takes the source out of `active`, where the last one takes its place. False: too many are
+        paused."""
+        cdef PyObject *source = self.active[place]
+        if self.pause_count == PAUSED_MOST or self.inputs[self.active_inputs[place]].paused:
+            return False
+        self.pauses[self.pause_count].input = self.active_inputs[place]
+        self.pauses[self.pause_count].until_ns = until_ns
+        self.pause_count += 1
+        self.watch(self.active_inputs[place], False)
+        (<Source>source).active = False
+        (<Source>source).clear_ready()
+        self.active_count -= 1
+        self.active[place] = self.active[self.active_count]
+        self.active_inputs[place] = self.active_inputs[self.active_count]
+        return True
+
+    cdef void resume(self, uint64_t now_ns) noexcept nogil:
+        """Ends the pauses that are over."""
+        cdef uint32_t i, kept = 0
+        for i in range(self.pause_count):
+            if self.pauses[i].until_ns <= now_ns:
+                self.watch(self.pauses[i].input, True)
+                continue
+            self.pauses[kept] = self.pauses[i]
+            kept += 1
+        self.pause_count = kept
+
+    cdef bint is_paused(self, const void *source) noexcept nogil:
+        """Whether an input of the source is paused, so that its packets do not end a sleep."""
+        cdef uint32_t i
+        for i in range(self.pause_count):
+            if <const void *>self.inputs[self.pauses[i].input].source == source:
+                return True
+        return False
 
     cdef void fail(self, Input *input) noexcept nogil:
         """Removes an input whose interface is gone: its descriptor, always ready, would keep the
@@ -223,7 +278,8 @@ cdef class Polling:
             self.settle_down()
             self.collect()
         for i in range(self.input_count if self.epoll < 0 or self.arms else 0):
-            if self.inputs[i].fd >= 0 and (self.epoll < 0 or (<Source>self.inputs[i].source).arms):
+            if (self.inputs[i].fd >= 0 and not self.inputs[i].paused
+                    and (self.epoll < 0 or (<Source>self.inputs[i].source).arms)):
                 self.activate(&self.inputs[i])
 
     cdef void after_sleep(self, bint any) noexcept nogil:

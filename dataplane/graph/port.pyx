@@ -175,7 +175,7 @@ cdef class PortRx(Source):
             unreadable = self.port.stats[queue].rx_unreadable
             taken = self.port.rx_burst(ctx, queue, &batch, ctx.burst)
             if taken >= ctx.burst:
-                ctx.backlog = 1
+                ctx.backlog |= 1
             lost = self.port.stats[queue].rx_dropped - lost_before
             if lost:
                 unreadable = self.port.stats[queue].rx_unreadable - unreadable

@@ -20,7 +20,7 @@ from vnic.modules.devices import OneKind
 from vnic.replay.kind import ReplayKind, ReplayNic
 from vnic.replay.promises import Promises
 from vnic.replay.sides import check_inputs
-from vnic.replay.warnings import ABSURD_NS, drop_warnings, span_warning
+from vnic.replay.warnings import ABSURD_NS, drop_warnings, length_warning, span_warning
 from vnic.runtime.runtime import Runtime
 from vnic.runtime.stepped_time import SteppedTime
 
@@ -294,6 +294,11 @@ class Replay:
         result["warnings"] = drop_warnings(result, split=shared is not None)
         if self.starts_apart_ns > ABSURD_NS:
             result["warnings"].append(span_warning(self.starts_apart_ns))
+        result["warnings"] += [
+            length_warning(reader.path, reader.overlong)
+            for reader in dict.fromkeys(self.kind.readers.values())
+            if reader.overlong
+        ]
         return result
 
     def close(self) -> None:

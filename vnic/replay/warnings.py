@@ -1,5 +1,5 @@
-"""Warnings of a replay: most packets were dropped (how many, why, what to do), or the captures are
-far apart in time."""
+"""Warnings of a replay: most packets were dropped (how many, why, what to do), the captures are far
+apart in time, or a capture's lengths cannot be true."""
 
 from __future__ import annotations
 
@@ -90,4 +90,13 @@ def span_warning(apart_ns: int) -> dict[str, str]:
     return {
         "code": "starts_apart",
         "text": f"the captures begin {days:.1f} days apart; use --align to let all begin at once",
+    }
+
+
+def length_warning(path: str, count: int) -> dict[str, str]:
+    """A warning that `count` packets of a capture claim to have been longer than any frame is."""
+    return {
+        "code": "overlong",
+        "text": f"{path}: {count} packets have an original length above 262144 bytes, which no "
+        "frame has; shapers take 262144 instead",
     }
