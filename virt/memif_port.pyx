@@ -16,7 +16,8 @@ from virt.chain cimport (BROKEN_ADDRESS, BROKEN_COUNT, BROKEN_LAYOUT, BROKEN_LOO
                          SEGMENTS_MOST, Chain, Cursor, chain_add, chain_clear, chain_read,
                          chain_write)
 from virt.guest_memory cimport GuestMemory, guest_at
-from virt.notifier cimport Notifier, notifier_drain, notifier_signal, notifier_unwatch
+from virt.notifier cimport (Notifier, notifier_drain, notifier_prepare, notifier_signal,
+                            notifier_unwatch)
 
 from dataplane.errors import ConfigError, VnicError
 from virt.vhost_user.notifications import check_notifier
@@ -150,7 +151,8 @@ cdef class MemifPort(Port):
         found.address, found.size = address, size
         found.buffers, found.buffer_bytes = buffers, buffer_bytes
         if wake_fd is not None:
-            found.wake.is_socket = check_notifier(f"{what}: its interrupts", wake_fd)
+            found.wake.kind = check_notifier(f"{what}: its interrupts", wake_fd)
+            notifier_prepare()
             if ring & 1:
                 self._epolls[ring >> 1].register(wake_fd, select.EPOLLIN)
             found.wake.fd = wake_fd
@@ -233,7 +235,7 @@ cdef class MemifPort(Port):
 
     cdef void drain(self, uint32_t queue, MemifRing *ring) noexcept nogil:
         """Reads interrupts, so that they end one sleep only."""
-        if ring.wake.fd >= 0 and not notifier_drain(ring.wake.fd, ring.wake.is_socket):
+        if ring.wake.fd >= 0 and not notifier_drain(ring.wake.fd, ring.wake.kind):
             notifier_unwatch(self._epoll_fds[queue], ring.wake.fd)
             ring.wake.fd = WAKE_CLOSED
 
@@ -243,7 +245,7 @@ cdef class MemifPort(Port):
         if (ring.wake.fd >= 0 and not
                 va_load_relaxed_u16(<uint16_t *>(ring.at + RING_FLAGS_AT)) & MASK_INTERRUPTS):
             ring.calls += 1
-            if notifier_signal(ring.wake.fd, ring.wake.is_socket) != 0:
+            if notifier_signal(ring.wake.fd, ring.wake.kind) != 0:
                 ring.calls_failed += 1
 
     cdef bint arm(self) noexcept nogil:
