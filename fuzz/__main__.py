@@ -110,6 +110,14 @@ def run(program: Path, target: str, seconds: int, inputs: list[str]) -> tuple[in
     return status, int(done[1]) if done else 0
 
 
+def add_up(target: str, executions: int) -> int:
+    """Executions of the target since its corpus was begun."""
+    file = CORPUS / f"{target}.executions"
+    total = executions + (int(file.read_text()) if file.exists() else 0)
+    file.write_text(f"{total}\n")
+    return total
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
     parser.add_argument("target", nargs="*", help=", ".join(TARGETS), metavar="TARGET")
@@ -120,12 +128,18 @@ def main() -> int:
     for each in targets:
         if each not in TARGETS:
             parser.error(f"{each}: expected {', '.join(TARGETS)}")
-    program = build()
+    inputs = [str(Path(each).resolve()) for each in arguments.input]
+    try:
+        program = build()
+    except subprocess.CalledProcessError:
+        return 1  # the compiler has said why
     worst = 0
     for each in targets:
         seconds = max(1, arguments.seconds // len(targets))
-        status, executions = run(program, each, seconds, arguments.input)
-        print(f"{each}: {executions} executions, {'broken' if status else 'no rule broken'}")
+        status, executions = run(program, each, seconds, inputs)
+        total = add_up(each, executions)
+        found = "a rule is broken" if status else "no rule broken"
+        print(f"{each}: {executions:,} executions, {total:,} with those of earlier runs; {found}")
         worst = max(worst, status)
     return 1 if worst else 0
 

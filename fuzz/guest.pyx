@@ -1,5 +1,6 @@
 """HostileGuest. The contract is in guest.pxd."""
 import os
+import traceback
 
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -539,7 +540,11 @@ cdef HostileGuest the_guest = None
 
 
 cdef void execute(const uint8_t *data, size_t size) noexcept:
-    the_guest.execute(data, size)
+    try:
+        the_guest.execute(data, size)
+    except BaseException:
+        traceback.print_exc()
+        check(False, "no exception but ConfigError")
 
 
 def entry():
