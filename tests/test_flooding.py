@@ -106,9 +106,10 @@ def test_one_ports_broadcasts_do_not_hold_up_others(pool):
     bench.close()
 
 
-def test_a_port_whose_broadcasts_are_refused_is_left_unread_now_and_then(pool):
+@pytest.mark.parametrize("ports", [5, PORTS], ids=["ppoll", "epoll"])
+def test_a_port_whose_broadcasts_are_refused_is_left_unread_now_and_then(pool, ports):
     """The engine sleeps although the port has packets; afterwards they are read, unicast too."""
-    bench = Bench(pool)
+    bench = Bench(pool, ports=ports)
     bench.ports[3].inject([frame(3, None)])  # it is learned
     start(bench.engine)
     bench.settle()

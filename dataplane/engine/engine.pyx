@@ -461,9 +461,8 @@ cdef class Engine:
 
     cdef bint pause(self, uint32_t place, uint64_t took) noexcept nogil:
         """Leaves a source unread for a while whose broadcasts are being refused. Frames of 64 KiB
-        that are read only to be dropped took two thirds of a flooded engine's CPU time, and kept it
-        from sleeping, so that the kernel let it wait for a CPU when other ports had packets. What
-        is not read is lost in the sender's own queue."""
+        that are read only to be dropped took about half of a flooded engine's CPU time. What is not
+        read is lost in the sender's own queue."""
         return self.polling.pause(
             place, self.ctx.now_ns + min(took * PAUSE_TIMES, <uint64_t>PAUSE_MOST_NS))
 

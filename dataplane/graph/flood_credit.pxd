@@ -11,8 +11,8 @@ behind them. The rate allows 119,000 copies/s of 64 bytes, 89,000 of 1514 bytes 
 of 64 KiB (3.8 Gbit/s).
 
 While packets wait to be flooded, time earns at most FLOOD_BUDGET per iteration. Otherwise an engine
-that the kernel let wait for a CPU would make up for it without a sleep, and a thread that never
-sleeps waits for a CPU the longest.
+that the kernel let wait for a CPU would make up for it, iteration after iteration without a sleep,
+when CPUs are scarcest.
 """
 from libc.stdint cimport uint64_t
 from dataplane.packet.pool cimport Context
