@@ -95,6 +95,8 @@ def at(found, seconds):
         ("{at: 5s, ramp: {web: {delay: 1s}}, over: 1ns}", "1ns: expected at least 1ms"),
         ("{at: 5s, link: web}", "link has no down"),
         ("{at: 5s, link: web, down: 1s, over: 2s}", "over: belongs to ramp, and this is link"),
+        ("{at: 5s, repeat: yes, carrier: yes}", "scenario[0].carrier: belongs to link, and this is repeat"),
+        ("{at: 5s, link: web, down: 1s, carrier: 5}", "scenario[0].carrier: invalid value 5: expected yes or no"),
         ("{at: 5s, link: 7, down: 1s}", "expected the name of a NIC or link"),
         (f"{{at: 5s, link: {'x' * 100}, down: 1s}}", "scenario[0].link"),
         ("{at: 5s, link: web, down: 1s, set: {web: {loss: 1%}}}", "has set and link"),
@@ -117,6 +119,7 @@ def test_a_step_that_is_wrong(line, says):
         ("{at: 5s, set: {wbe: {loss: 1%}}}", "there is no NIC or link wbe; did you mean 'web'"),
         ("{at: 5s, link: wbe, down: 1s}", "there is no NIC or link wbe; did you mean 'web'"),
         ("{at: 5s, link: lan, down: 1s}", "lan is a switch"),
+        ("{at: 5s, link: lan--dmz, down: 1s, carrier: yes}", "lan--dmz joins switches, and only NICs have a carrier"),
         ("{at: 5s, ramp: {web -> any: {rate: 1mbit}}, over: 1s}", "cannot go from none to 1mbit in parts, since none is no number"),
         ("{at: 5s, ramp: {db -> any: {rate: none}}, over: 1s}", "cannot go from 1mbit to none in parts"),
         ("{at: 5s, ramp: {db -> any: {loss: {to_bad: 1%, to_good: 5%}}}, over: 1s}", "the models differ"),
@@ -356,6 +359,33 @@ def test_a_step_is_made_at_its_nanosecond(net):  # noqa: F811
     assert [each.time_ns - begin for each in net.take("db")] == [offset + late[offset] for offset in late]
     assert net.drops() == {"web.egress.shape: loss": 3}
     assert net.now_ns < begin + 7 * S  # steps do not prolong a run
+
+
+def test_a_carrier_goes_while_its_nic_is_down(net):  # noqa: F811
+    """From the step on for its time, each round; a policy that goes, or an own setting of the link, has its way."""
+    flap = steps("{at: 1s, link: web, down: 1s, carrier: yes}", "{at: 2s, link: db, down: 1s}", "{at: 4s, repeat: yes}")
+    set_to = []
+    nics = net._runtime.nics.attached
+    nics["web"].nic.set_carrier = set_to.append
+    nics["db"].nic.set_carrier = lambda up: pytest.fail("no step names its carrier")
+
+    def link(name="web"):
+        return next(each["link"] for each in net._runtime.status()["nics"] if each["name"] == name)
+
+    net.shape(flap)
+    begin = net.now_ns
+    for offset, up in ((S - 1, True), (S, False), (2 * S - 1, False), (2 * S, True), (4 * S, True), (5 * S, False)):
+        net._run_until(begin + offset)
+        assert (link() == "up") is up and link("db") == "up", offset
+    assert set_to == [True, False, True, False]  # the first one: a worker before could have cut it
+    net._runtime.nics.set_link("web", True)
+    assert link() == "down" and set_to[-1] is False
+    net.shape(None)
+    assert link() == "up" and set_to[-1] is True
+    net.shape(flap)
+    net._runtime.nics.set_link("web", False)
+    net._run_until(net.now_ns + 3 * S // 2)
+    assert link() == "down" and set_to[-1] is False
 
 
 def test_a_rate_comes_and_goes(net):  # noqa: F811

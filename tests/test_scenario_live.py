@@ -136,6 +136,46 @@ def test_a_flap(shaped):  # noqa: F811
     assert shaped.rtt_ms() < 30
 
 
+@pytest.mark.parametrize("how", ["clear", "undo", "command killed", "worker and command killed"])
+def test_a_carrier_is_back_when_its_policy_ends(shaped, how):  # noqa: F811
+    """The container sees its cable pulled out, over an upgrade and a crash of the worker, too, until the policy ends,
+    however it does."""
+    shaped.policy.write_text("version: 1\nscenario:\n  - {at: 0s, link: a, down: 1h, carrier: yes}\n")
+
+    def carrier():
+        return "NO-CARRIER" not in shaped.a.run("ip", "link", "show", "eth0")
+
+    command = None
+    if how.endswith("command killed"):
+        words = [*VNIC, "shape", "apply", str(shaped.policy), "--until-disconnect"]
+        command = subprocess.Popen(words, env=shaped.environment, stdout=subprocess.DEVNULL)
+    else:
+        shaped.shape("apply", str(shaped.policy))
+    try:
+        until(lambda: not carrier())
+        assert "NO-CARRIER" not in shaped.b.run("ip", "link", "show", "eth0")
+        if how == "undo":
+            kill_worker(shaped.environment)
+            until(lambda: json.loads(vnic(shaped.environment, "status", "--json"))["nics"][0]["link"] == "down")
+            assert not carrier()
+        if how == "clear":
+            vnic(shaped.environment, "upgrade")
+            assert not carrier()
+        if command is None:
+            shaped.shape(how)
+        else:
+            command.kill()
+            if how.startswith("worker"):
+                kill_worker(shaped.environment)
+    finally:
+        if command is not None:
+            command.kill()
+            command.wait()
+    until(carrier)
+    ping = ["ping", "-c", "1", "-W", "1", "10.99.0.2"]
+    until(lambda: "1 received" in shaped.a.run(*ping, check=False))
+
+
 def test_the_end_of_a_policy_is_the_end_of_its_scenario(shaped):  # noqa: F811
     shaped.policy.write_text(
         "version: 1\nscenario:\n  - {at: 0s, ramp: {a: {delay: 10ms}}, over: 1s}\n  - {at: 1s, repeat: yes}\n"

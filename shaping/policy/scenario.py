@@ -120,6 +120,7 @@ class Scenario:
         self.class_tracks: dict[str, dict[tuple[str, str], Track]] = {}
         self.before: dict[int, list[str]] = {}  # by step: what its settings were, as text
         self._downs: dict[Place, list[tuple[int, int]]] = {}
+        self._cuts: dict[str, list[tuple[int, int]]] = {}  # by NIC
         self._ramps: list[tuple[int, int, Where]] = []  # from, to; by `from`
         self._instants: list[tuple[int, Where]] = []  # of changes that are no ramps
 
@@ -127,6 +128,18 @@ class Scenario:
         """Nothing passes a place in that time."""
         self._downs.setdefault(place, []).append((from_ns, to_ns))
         self._instants += [(from_ns, place), (to_ns, place)]
+
+    def cut_carrier(self, nic: str, from_ns: int, to_ns: int) -> None:
+        """A NIC that is down has no carrier, either."""
+        self._cuts.setdefault(nic, []).append((from_ns, to_ns))
+
+    def carriers_at(self, elapsed_ns: int) -> dict[str, bool]:
+        """Of each NIC whose carrier it cuts whether it is cut then."""
+        now_ns = self._now_ns(elapsed_ns)
+        return {
+            nic: any(from_ns <= now_ns < to_ns for from_ns, to_ns in cuts)
+            for nic, cuts in self._cuts.items()
+        }
 
     def change(self, place: Place, name: str, segment: Segment) -> None:
         """Changes one setting; segments come in the order of their times."""
@@ -247,6 +260,13 @@ def scenario_of(policy: Policy, plan: Plan, network: Network) -> Scenario | None
             text = f"more than {CHANGES_MOST} settings change: write fewer steps or places"
             plan.findings.append(Finding("error", step.where, f"{step_name(step)}: {text}"))
             return scenario
+        if step.carrier:
+            if step.link in network.links and step.link not in network.nics:
+                text = (
+                    f"{step_name(step)}: {step.link} joins switches, and only NICs have a carrier"
+                )
+                plan.findings.append(Finding("error", step.where, f"{text}: remove carrier"))
+            scenario.cut_carrier(step.link, step.at_ns, step.at_ns + step.lasts_ns)
         for entry in step.classes:
             plan.findings.extend(_add_class(scenario, step, entry))
         plan.findings.extend(_cut_off(scenario, step))
@@ -450,7 +470,8 @@ def step_text(step: Step) -> str:
     if step.kind == "repeat":
         return "again from the start"
     if step.kind == "link":
-        return f"{step.link}: nothing passes for {format_time(step.lasts_ns)}"
+        without = ", and it has no carrier" if step.carrier else ""
+        return f"{step.link}: nothing passes for {format_time(step.lasts_ns)}{without}"
     texts = [
         f"{entry.name}: {', '.join(f'{name} {value}' for name, value in entry.numbers.items())}"
         for entry in step.classes

@@ -447,6 +447,7 @@ class StepConfig(_Strict):
     over: Time after which a ramp has reached them.
     link: NIC or link on which nothing passes, in either direction.
     down: How long nothing passes.
+    carrier: Whether the NIC has no carrier for that time, too, as with its cable pulled out.
     repeat: The scenario begins again, with what `links` says. Only in the last step.
     """
 
@@ -470,6 +471,9 @@ class StepConfig(_Strict):
         | None
     ) = None
     down: Annotated[StepTime | None, Meta(description="a time such as 2s", examples=["2s"])] = None
+    carrier: Annotated[
+        Literal["yes", "no"] | None, Meta(description="yes or no", examples=["yes"])
+    ] = None
     repeat: Annotated[Literal["yes"] | None, Meta(description="yes", examples=["yes"])] = None
 
 

@@ -80,6 +80,7 @@ class Step(NamedTuple):
     link       the name that is down
     lasts_ns   of a ramp, also of classes, or of a link that is down
     classes    of classes
+    carrier    whether the NIC that is down has no carrier
     """
 
     number: int
@@ -90,6 +91,7 @@ class Step(NamedTuple):
     link: str = ""
     lasts_ns: int = 0
     classes: list[ClassEntry] = []
+    carrier: bool = False
 
 
 def convert_steps(
@@ -134,6 +136,8 @@ def _step(data: Any, number: int, locate: Locate, make_entry: MakeEntry) -> tupl
             raise unknown_key(locate, path, str(key), StepConfig)
     if fields.get("repeat") is True:
         fields["repeat"] = "yes"
+    if isinstance(carrier := fields.get("carrier"), bool):
+        fields["carrier"] = "yes" if carrier else "no"
     given = [kind for kind in KINDS if kind in fields]
     if len(given) != 1:
         what = f"has {' and '.join(given)}" if given else "does nothing"
@@ -151,6 +155,8 @@ def _step(data: Any, number: int, locate: Locate, make_entry: MakeEntry) -> tupl
             parse_name(config.link)
         except ConfigError as error:
             raise error_at(locate, (*path, "link"), str(error)) from None
+    if config.carrier is not None and kind != "link":
+        raise error_at(locate, (*path, "carrier"), f"belongs to link, and this is {kind}")
     lasts_ns = 0
     for span, owner in SPANS.items():
         given = getattr(config, span)
@@ -174,7 +180,7 @@ def _step(data: Any, number: int, locate: Locate, make_entry: MakeEntry) -> tupl
         config.classes = {name: numbers for name, (_, numbers) in classes.items()}
     step = Step(
         number + 1, int(config.at), kind, locate(path), entries, config.link or "", lasts_ns,
-        [entry for entry, _ in classes.values()],
+        [entry for entry, _ in classes.values()], config.carrier == "yes",
     )  # fmt: skip
     return step, config
 
@@ -240,6 +246,11 @@ def check_keys(entries: list[Entry], path: Path, locate: Locate) -> None:
 
 def _where(entry: Entry, path: Path) -> str:
     return entry.where
+
+
+def carriers_of_steps(data: Any) -> set[str]:
+    """The NICs whose carrier a scenario's plain data cuts."""
+    return {step["link"] for step in data or [] if step.get("carrier") == "yes"}
 
 
 def names_of_steps(data: Any) -> set[str]:

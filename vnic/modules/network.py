@@ -494,6 +494,8 @@ class Network(Module):
         self.runtime.settle_policy({
             name: chain.of_policy for name, chain in thing.chains.items()
         })  # fmt: skip
+        if isinstance(thing, NicNode) and self.runtime.cuts_carrier(str(thing.config.name)):
+            self.settle_carrier(thing, True)
 
     def _unplug(self, things: Sequence[NicNode | LinkNode]) -> None:
         """Removes NICs and links from the graph; frames on their way to them are dropped and
@@ -905,9 +907,16 @@ class Network(Module):
                     each.activate(port.switch, port.number, attached.config.vlan, attached.source)
                 else:
                     each.deactivate(port.switch, port.number)
-            attached.nic.set_carrier(up)
+            attached.nic.set_carrier(up and not attached.cut)
             self.runtime.emit("link", nic=name, link="up" if up else "down")
             return self._status(attached)
+
+    def settle_carrier(self, attached: NicNode, cut: bool) -> None:
+        """A policy's scenario cuts the carrier that the container sees, or lets it be what
+        `set_link` says. Raises VnicError. The caller holds the lock."""
+        if attached.cut != cut:
+            attached.nic.set_carrier(attached.config.link_up and not cut)
+            attached.cut = cut
 
     def set_spoof_check(self, name: str, on: bool) -> dict[str, Any]:
         """Switches the spoof check on or off from the next batch on: it drops frames that a NIC's
@@ -1005,7 +1014,7 @@ class Network(Module):
             "on": attached.port.switch,
             "owner": None if attached.config.owner is None else int(attached.config.owner),
             **attached.nic.status(),
-            "link": "up" if attached.config.link_up else "down",
+            "link": "up" if attached.config.link_up and not attached.cut else "down",
             "spoof_check": attached.source is not None,
             "egress_bps": attached.egress.shaper.rate_bps,
             "ingress_bps": attached.ingress.shaper.rate_bps,

@@ -70,6 +70,8 @@ class NicNode:
         ]
         for element in self.elements:
             element.owner = name
+        # Whether a policy's scenario has cut its carrier; None: a worker before this one may have.
+        self.cut: bool | None = None if before is None else before.cut
         if before is None:
             port.lead(self.ingress.head, engines, name, name)
         else:

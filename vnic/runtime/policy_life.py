@@ -197,6 +197,7 @@ class PolicyLife:
             return
         self._kept.forget_from(config.shape_term.generation + 1)
         if (why := self._why_over()) is not None:
+            self.scenario.note_carriers(config.shape)
             policy, term = self._following(why)
             restored = self.term.back if policy is not None else None
             self._put(config, policy, term)

@@ -542,6 +542,10 @@ class Runtime:
         of their settings."""
         self.policy.scenario.settle(chains)
 
+    def cuts_carrier(self, nic: str) -> bool:
+        """Whether a NIC has no carrier now because of the policy's scenario."""
+        return self.policy.scenario.cuts_carrier(nic)
+
     def _note(self, before: bytes) -> None:
         try:
             self._history.add(before)

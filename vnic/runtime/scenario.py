@@ -25,6 +25,7 @@ from shaping.policy.load import convert_policy, names_in
 from shaping.policy.network import Network
 from shaping.policy.places import Setting, plan_of
 from shaping.policy.scenario import Scenario, scenario_of, step_text
+from shaping.policy.steps import carriers_of_steps
 from vnic.api.log import Log
 from vnic.config.elements import convert_elements
 from vnic.config.schema import Config
@@ -67,6 +68,7 @@ class ScenarioRunner:
         self._looked_ns = 0  # since the beginning
         self._failed: set[Argument] = set()  # whose values could not be written
         self._left: set[Argument] = set()  # of the scenario before, until `sync`
+        self._carriers: set[str] = set()  # NICs that this scenario or one before may have cut
         self._step = 0  # the number of the step that was told last
         self.due_ns: int | None = None  # when something changes next, by the engines' clock
         self.paused = runtime.role == "successor"
@@ -80,6 +82,7 @@ class ScenarioRunner:
         values. checked: it has been running. Raises ConfigError, and then nothing has changed."""
         policy, now = config.shape, self._play
         self._failed.clear()
+        self.note_carriers(policy)
         if policy is None or not policy.get("scenario"):
             self._left |= self._values.keys()
             self._play, self._values, self.due_ns = None, {}, None
@@ -96,6 +99,12 @@ class ScenarioRunner:
         self._play = _Play(policy, began_ns, scenario, network, chains)
         self._look()
         self._left = (self._left | before) - self._values.keys()
+
+    def note_carriers(self, policy: Any) -> None:
+        """Of the NICs whose carrier this policy cuts, `sync` sees to it, whichever policy runs by
+        then: a worker that was killed has left them as they were. policy: plain data; None: none.
+        """
+        self._carriers |= carriers_of_steps((policy or {}).get("scenario"))
 
     @property
     def elapsed_ns(self) -> int:
@@ -131,6 +140,9 @@ class ScenarioRunner:
                 arguments = chain.configs[element.name].arguments
                 self._put(element, argument, arguments.get(argument.name))
         if self._play is None:
+            self._settle_carriers()
+            if self.due_ns is not None:
+                self._wake()
             return
         self._look()
         self.settle({
@@ -138,6 +150,7 @@ class ScenarioRunner:
             for name, arguments in self._play.chains.items()
             if (chain := self._chain(arguments[0])) is not None
         })  # fmt: skip
+        self._settle_carriers()
         self._wake()
 
     def settle(self, chains: Mapping[str, Mapping[str, Element]]) -> None:
@@ -150,13 +163,44 @@ class ScenarioRunner:
 
     def step(self) -> None:
         """Makes the changes that are due."""
-        if self._play is None or self.paused:
+        if self.paused:
+            return
+        if self._play is None:
+            self.due_ns = None
+            self._settle_carriers()
             return
         failed, self._failed = self._failed, set()
         for argument in {*self._look(self._looked_ns), *failed}:
             if (chain := self._chain(argument)) is not None:
                 element = chain.of_policy.get(argument.element)
                 self._put(element, argument, self._values[argument])
+        self._settle_carriers()
+
+    def cuts_carrier(self, nic: str) -> bool:
+        """Whether a NIC has no carrier now."""
+        if self._play is None or self.paused:
+            return False
+        return self._play.scenario.carriers_at(self.elapsed_ns).get(nic, False)
+
+    def _settle_carriers(self) -> None:
+        """Cuts the carriers of the moment, and restores the others. Where a change fails, it is
+        tried again."""
+        play, nics = self._play, self._runtime.nics
+        wanted = {} if play is None else play.scenario.carriers_at(self.elapsed_ns)
+        left, self._carriers = self._carriers, set(wanted)
+        for name in left | self._carriers:
+            if (node := nics.attached.get(name)) is None:
+                continue
+            try:
+                nics.settle_carrier(node, wanted.get(name, False))
+            except VnicError as error:
+                log.error("scenario", nic=name, why=str(error))
+                self._carriers.add(name)
+                self._try_again()
+
+    def _try_again(self) -> None:
+        retry_ns = self._runtime.clock.now_ns + RETRY_NS
+        self.due_ns = retry_ns if self.due_ns is None else min(self.due_ns, retry_ns)
 
     def _put(self, element: Element | None, argument: Argument, value: Any) -> None:
         """Writes a handler of an element that exists, unless it has the value. What cannot be
@@ -170,8 +214,7 @@ class ScenarioRunner:
         except VnicError as error:
             log.error("scenario", element=element.name, why=str(error))
             self._failed.add(argument)
-            retry_ns = self._runtime.clock.now_ns + RETRY_NS
-            self.due_ns = retry_ns if self.due_ns is None else min(self.due_ns, retry_ns)
+            self._try_again()
 
     def _look(self, since_ns: int | None = None) -> list[Argument]:
         """Finds the values of the moment, and when they change next; returns the arguments whose
