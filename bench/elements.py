@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench import frames, machine
+from bench import frames, guest_rings, machine
 from bench.micro import Flows, Hop, Lane, Sink, Steer, measure_timers
 from dataplane.elements.counter import Counter
 from dataplane.elements.parse import Parse
@@ -388,5 +388,9 @@ def run(repetitions: int = REPETITIONS, packets: int = PACKETS, only: Collection
         "elements": rows,
         "flows": flows,
         "timers": _measure_timers(repetitions, packets),
+        "guests": [
+            {"rings": rings, "bytes": length, **_spread(times)}
+            for rings, length, times in guest_rings.measure(repetitions, packets)
+        ],
         "machine": machine.describe(),
     }

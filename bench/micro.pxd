@@ -52,5 +52,6 @@ cdef class Driver:
     cdef uint16_t flags
     cdef uint32_t position               # packed: a slot; split: free-running
     cdef uint32_t wraps                  # packed: how often position went back to 0
-    cdef void write(self, uint32_t slot, uint16_t id, uint16_t third, uint16_t fourth) noexcept nogil
+    cdef void write(self, uint32_t slot, uint16_t id, uint16_t third,
+                    uint16_t fourth) noexcept nogil
     cdef void post(self, uint32_t count) noexcept nogil

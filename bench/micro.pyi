@@ -1,8 +1,10 @@
 from collections.abc import Sequence
 
+from dataplane.engine.engine import Engine
 from dataplane.graph.element import Element
 from dataplane.packet.pool import PacketPool
 from dataplane.packet.ring import Ring
+from virt.virtio_port import VirtioPort
 
 class Lane:
     @property
@@ -24,4 +26,8 @@ class Flows(Element):
 class Hop(Element): ...
 class Steer(Element): ...
 
+class Driver:
+    def __init__(self, port: VirtioPort, ring: int, address: int, stride: int, length: int) -> None: ...
+
+def measure_guests(engine: Engine, sender: Driver, receiver: Driver, turns: int, batch: int) -> float: ...
 def measure_timers(count: int, turns: int) -> float: ...

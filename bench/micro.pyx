@@ -14,10 +14,9 @@ from dataplane.packet.ring cimport Ring
 from dataplane.elements.rss cimport Rss
 from dataplane.vatomic cimport va_store_release_u16
 from virt.chain cimport DESCRIPTOR_BYTES, DESCRIPTOR_WRITE, Descriptor
-from virt.packed_ring cimport PACKED_AVAILABLE, PACKED_USED, packed_at
+from virt.packed_ring cimport PACKED_AVAILABLE, PACKED_USED
 from virt.split_ring cimport SPLIT_ENTRIES_AT, split_index
 from virt.virtio_port cimport VirtioPort
-from virt.virtqueue cimport Virtqueue
 
 check_abi(__name__)
 
@@ -214,7 +213,8 @@ cdef class Driver:
             self.write(slot, 0, self.flags, 0)
             (<uint16_t *>(self.q.driver + SPLIT_ENTRIES_AT))[slot] = <uint16_t>slot
 
-    cdef void write(self, uint32_t slot, uint16_t id, uint16_t third, uint16_t fourth) noexcept nogil:
+    cdef void write(self, uint32_t slot, uint16_t id, uint16_t third,
+                    uint16_t fourth) noexcept nogil:
         cdef Descriptor *d = <Descriptor *>(self.q.descriptors + slot * DESCRIPTOR_BYTES)
         d.address, d.length = self.address + slot * self.stride, self.length
         d.third, d.fourth = third, fourth

@@ -98,6 +98,11 @@ def show_elements(console: Console, result: Mapping[str, Any]) -> None:
         console.print(
             f"a timer set anew, of {row['timers']}: {row['ns']:.1f} ns [dim]({row['min']:.1f}-{row['max']:.1f})[/dim]"
         )
+    for row in result["guests"]:
+        console.print(
+            f"guest to guest, {row['rings']} rings, {row['bytes']} bytes: {row['ns']:.1f} ns "
+            f"[dim]({row['min']:.1f}-{row['max']:.1f})[/dim]"
+        )
 
 
 def show_rates(console: Console, result: Mapping[str, Any]) -> None:

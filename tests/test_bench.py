@@ -202,6 +202,9 @@ def test_every_element_is_measured_and_none_loses_packets(capsys: pytest.Capture
     shown = capsys.readouterr().out
     assert "Shaper, enqueue + dequeue" in shown and "a timer set anew, of 10000: " in shown
     assert [row["timers"] for row in result["timers"]] == [1, 100, 10_000]
+    assert [(row["rings"], row["bytes"]) for row in result["guests"]] == [
+        ("split", 60), ("split", 1514), ("packed", 60), ("packed", 1514),
+    ]  # fmt: skip
     assert [(row["name"], row["flows"]) for row in result["flows"]] == [
         ("Pacer", 1), ("Pacer", 1000), ("Pacer", 1_000_000),
         ("Scheduler, cake", 1), ("Scheduler, cake", 1000), ("Scheduler, cake", 10_000),

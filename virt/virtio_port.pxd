@@ -42,6 +42,7 @@ cdef struct Ring:
     uint64_t calls           # notifications to the driver
     uint64_t calls_failed    # of them, that a full or closed descriptor did not take
 
+
 @cython.final
 cdef class VirtioPort(Port):
     cdef Ring *_rings                    # two per queue pair: the driver's RX, its TX
