@@ -341,6 +341,30 @@ def leases(rounds: int, as_json: bool) -> None:
     _rounds("leases", rounds, as_json, f"How late {rounds} policies ended")
 
 
+@main.command("guest_life")
+@click.option("--rounds", type=click.IntRange(1, 1000), default=50, show_default=True, help="Kills and upgrades of each guest.")
+@click.option("--only", "parts", multiple=True, metavar="PART", help="Only faults, restarts or migrations. May be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the tables.")
+def guest_life(rounds: int, parts: tuple[str, ...], as_json: bool) -> None:
+    """What guests lose while vnic is killed, upgraded and started anew, and while they migrate. Needs root.
+
+    Exit status 1 if something is lost that must not be.
+    """
+    from bench import guest_life as bench_guest_life
+
+    _need_root()
+    if unknown := set(parts) - set(bench_guest_life.PARTS):
+        raise RequestError(f"--only {min(unknown)}: expected one of {', '.join(bench_guest_life.PARTS)}")
+    result = bench_guest_life.run(rounds, parts or bench_guest_life.PARTS)
+    report.save("guest_life", result)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        bench_guest_life.show(_console(), result)
+    if result["broken"]:
+        sys.exit(1)
+
+
 @main.command()
 @click.option("--idle", default="0,100,500,1000", show_default=True, help="Numbers of idle NICs, separated by commas.")
 @click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True)

@@ -13,7 +13,21 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench import contestants, faults, leases, machine, neighbour, policy, probes, report, shaping, tap, veth, virt
+from bench import (
+    contestants,
+    faults,
+    guest_life,
+    leases,
+    machine,
+    neighbour,
+    policy,
+    probes,
+    report,
+    shaping,
+    tap,
+    veth,
+    virt,
+)
 from bench.errors import BenchError
 from bench.space import NETNS, PREFIX, Space
 from tests.tools import need
@@ -363,3 +377,34 @@ def test_round_trips_beside_a_hostile_guest(capsys: pytest.CaptureFixture[str]) 
     for kind in neighbour.KINDS:
         assert result["kinds"][kind.name]["p99_us"] >= result["kinds"][kind.name]["p50_us"] > 0
         assert kind.name in text
+
+
+PINGED = """PING 10.99.0.2 (10.99.0.2) 56(84) bytes of data.
+[1000.000] 64 bytes from 10.99.0.2: icmp_seq=1 ttl=64 time=0.2 ms
+[1000.005] 64 bytes from 10.99.0.2: icmp_seq=2 ttl=64 time=0.2 ms
+[1000.006] 64 bytes from 10.99.0.2: icmp_seq=2 ttl=64 time=1.2 ms (DUP!)
+[1000.105] From 10.99.0.3 icmp_seq=5 Destination Host Unreachable
+[1000.205] 64 bytes from 10.99.0.2: icmp_seq=6 ttl=64 time=0.2 ms
+[1000.215] 64 bytes from 10.99.0.2: icmp_seq=8 ttl=64 time=0.2 ms
+
+--- 10.99.0.2 ping statistics ---
+9 packets transmitted, 4 received, +1 duplicates, +1 errors, 55% packet loss, time 300ms
+"""
+
+
+def test_echoes_are_counted() -> None:
+    found = guest_life.Echoed.parse(PINGED)
+    assert (found.sent, found.lost, found.twice, found.pieces()) == (9, [3, 4, 5, 7], 1, [3, 1])
+    assert round(found.silence_ms(1000.1, 1000.15)) == 199 and round(found.silence_ms(1000.21, 1001)) == 10
+    with pytest.raises(BenchError, match="no echo was answered: PING"):
+        guest_life.Echoed.parse(PINGED.splitlines()[0])
+
+
+@needs_root
+def test_guests_lose_nothing() -> None:
+    result = guest_life.run(1, ["restarts"])
+    result["faults"] = {"uml, upgrade": guest_life.measure_faults("uml", guest_life.upgrade, (0, 0), 1)}
+    result["migrations"] = {"two vnics": guest_life.measure_moves(guest_life.MOVES["two vnics"], 1)}
+    # no figure of time counts here
+    assert [each for each in guest_life.broken(result) if " ms " not in each] == []
+    guest_life.show(Console(width=150), result)

@@ -252,6 +252,44 @@ def test_a_ring_goes_on_where_it_was_stopped(packed):
             assert len(guest.net.transmitted()) == 1
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    bursts=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.booleans()), max_size=40),
+    size=st.sampled_from([5, 8]),
+    in_order=st.booleans(),
+)
+def test_a_position_at_which_a_packed_ring_was_left_is_never_taken_for_a_lost_one(bursts, size, in_order):
+    """Whatever chains there were, and whether the driver has sent while the ring was stopped."""
+    with Guest(*features(True, *[IN_ORDER] * in_order), size=size) as guest:
+        for frames, cuts, early in bursts:
+            base = guest.port.stop(TX) if early else -1
+            for _ in range(min(frames, (size - 1) // (cuts + 1))):
+                guest.net.transmit(FRAME, pieces=[20] * cuts)
+            guest.rings[TX].publish()
+            if early:
+                guest.start(TX, base)
+                assert not guest.state(TX)["position_lost"]
+            guest.run()
+            guest.net.transmitted()
+            guest.start(TX, guest.port.stop(TX))
+            assert not guest.state(TX)["position_lost"]
+
+
+@pytest.mark.parametrize("frames", range(20))
+def test_a_packed_ring_whose_position_is_lost(frames):
+    """The front end has it begin anew, while the driver is somewhere else."""
+    with Guest(*features(True), size=4) as guest:
+        for _ in range(frames):
+            guest.sent(FRAME)
+            guest.net.transmitted()
+        guest.port.stop(TX)
+        guest.start(TX)
+        lost = frames % 8 > 0  # after two laps it is there again
+        assert guest.state(TX)["position_lost"] == lost
+        guest.port.stop(TX)
+        assert not guest.state(TX)["position_lost"]
+
+
 @both
 def test_state_moves_to_another_port(packed):
     """What an upgrade does: the successor starts the rings, then loads the old port's state."""

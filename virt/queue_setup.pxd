@@ -17,5 +17,8 @@ cdef uint32_t first_position(const Virtqueue *q, uint32_t base, bint resumed,
                              const uint64_t *stored, uint64_t generation) noexcept
 # Stores the position there from now on, and of which generation of the ring it is.
 cdef void begin_storing(Virtqueue *q, uint64_t *words, uint64_t generation) noexcept
+# Whether the ring cannot have been left at the position that is set: see queue_setup.pyx. resumed:
+# the process that left it may have been killed.
+cdef bint contradicts(const Virtqueue *q, bint resumed) noexcept
 # Whether a packed ring was never used.
 cdef bint is_fresh(const Virtqueue *q) noexcept

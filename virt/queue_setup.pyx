@@ -146,3 +146,27 @@ cdef bint is_fresh(const Virtqueue *q) noexcept:
         if flags & PACKED_USED:
             return False
     return True
+
+
+cdef bint contradicts(const Virtqueue *q, bint resumed) noexcept:
+    """Whether descriptors of a packed ring say that its position is not the one that is set: from
+    there on, none can be marked used in the lap of the position, and before it none in the lap
+    before. A front end that lost its back end does not know the position (QEMU: "we don't have a
+    reference like avail idx in shared memory") and sends one of long ago. Receive rings seldom
+    tell, since drivers fill them again at once.
+
+    A process that was killed may have marked descriptors behind the position, but not the first
+    one (`recovered`)."""
+    cdef uint32_t slot
+    cdef uint16_t flags, used
+    if not q.packed:
+        return False
+    for slot in range(q.next_available if resumed else 0,
+                      <uint32_t>q.next_available + 1 if resumed else q.size):
+        used = PACKED_AVAILABLE | PACKED_USED
+        if q.available_wrap != (slot >= q.next_available):
+            used = 0
+        flags = va_load_relaxed_u16(<uint16_t *>(packed_at(q, <uint16_t>slot) + PACKED_FLAGS_AT))
+        if flags & (PACKED_AVAILABLE | PACKED_USED) == used:
+            return True
+    return False

@@ -29,6 +29,7 @@ cdef struct Ring:
     bint started
     bint enabled             # else frames of the driver are discarded and it gets none
     uint64_t generation      # of the ring, as the caller counts
+    bint position_lost       # descriptors contradict the position at which it began
     uint32_t broken          # CHAIN_* for which the ring was stopped; 0: none
     uint64_t descriptors     # the front end's addresses
     uint64_t available

@@ -19,7 +19,8 @@ from virt.coalescing cimport Coalescing, is_due, prepared_slots
 from virt.guest_memory cimport DirtyLog, GuestMemory, log_write
 from virt.notifier cimport (Notifier, notifier_drain, notifier_prepare, notifier_signal,
                             notifier_unwatch)
-from virt.queue_setup cimport (begin_storing, first_position, place, position_of, set_position)
+from virt.queue_setup cimport (begin_storing, contradicts, first_position, place, position_of,
+                               set_position)
 from virt.receive_filter cimport (ADDRESSES_MOST, TAKES_BROADCAST, TAKES_LISTED, TAKES_MULTICAST,
                                   TAKES_OWN, TAKES_UNICAST, passes)
 from virt.rings cimport (ask_for_kicks, complete, mark, publish, publish_only, refuse_kicks, rewind,
@@ -316,6 +317,7 @@ cdef class VirtioPort(Port):
                               else &self._positions[2 * ring], generation)
         check_position(what, size, q.packed, base)
         set_position(q, base)
+        found.position_lost = contradicts(q, resumed)
         for kind, fd in (("kick", kick_fd), ("call", call_fd), ("error", error_fd)):
             self.set_notifier(ring, kind, fd)
         found.descriptors, found.available, found.used = descriptors, available, used
@@ -336,7 +338,7 @@ cdef class VirtioPort(Port):
         self.set_notifier(ring, "kick", None)
         self.set_notifier(ring, "call", None)
         self.set_notifier(ring, "error", None)
-        found.started = found.runs = False
+        found.started = found.runs = found.position_lost = False
         return position_of(&found.queue) & (0xFFFFFFFF if found.queue.packed else 0xFFFF)
 
     def enable(self, ring, bint enabled):
@@ -377,13 +379,16 @@ cdef class VirtioPort(Port):
                                   f"{error.strerror}") from None
 
     def ring_state(self, ring):
-        """A ring's state and counters, as a dict."""
+        """A ring's state and counters, as a dict. position_lost: the front end did not know where a
+        packed ring was left by a former device, so that driver and device wait for each other until
+        the driver sets the ring up anew."""
         cdef Ring *found = self.ring_at(ring)
         return {
             "started": bool(found.started), "enabled": bool(found.enabled),
             "broken": queue_setup.FAULTS[found.broken], "kick_closed": found.kick.fd == KICK_CLOSED,
             "size": found.queue.size, "packed": bool(found.queue.packed),
-            "position": position_of(&found.queue), "discarded": found.discarded,
+            "position": position_of(&found.queue), "position_lost": bool(found.position_lost),
+            "discarded": found.discarded,
             "no_buffers": found.no_buffers, "no_room": found.no_room, "calls": found.calls,
             "calls_failed": found.calls_failed,
             "faults": {queue_setup.FAULTS[i]: found.faults[i] for i in range(<uint32_t>FAULTS_COUNT)
@@ -414,6 +419,7 @@ cdef class VirtioPort(Port):
         for ring, position in rings:
             if self.ring_at(ring).started:
                 set_position(&self.ring_at(ring).queue, position)
+                self.ring_at(ring).position_lost = contradicts(&self.ring_at(ring).queue, False)
                 self.store(ring)
                 # the last process may have postponed a notification
                 self.notify(self.ring_at(ring))

@@ -21,11 +21,12 @@ class Qemu(Shell):
     server    whether QEMU listens there
     device    more options of the device, such as `packed=on`
     memory    the object of the guest's memory; "": QEMU's own, which is not shared
+    queues    pairs of the device, which needs `mq=on` for more than one
     incoming  waits for a guest that migrates, see the command `migrate-incoming`, instead of booting
     """
 
     def __init__(self, path: Path, *, server: bool = False, device: str = "", memory: str = MEMORY,
-                 incoming: bool = False) -> None:  # fmt: skip
+                 incoming: bool = False, queues: int = 1) -> None:  # fmt: skip
         boot = guest_kernel()
         self._control = path.with_suffix(".qmp")
         # Without romfile= a boot ROM would begin first. QEMU 7.2 without KVM ends by SIGSEGV where a
@@ -36,7 +37,7 @@ class Qemu(Shell):
              "-display", "none", "-serial", "stdio", "-qmp", f"unix:{self._control},server=on,wait=off",
              "-kernel", str(boot.kernel), "-initrd", str(boot.files), "-append", "console=ttyS0 quiet panic=-1",
              "-chardev", f"socket,id=socket,path={path}" + (",server=on,wait=off" if server else ""),
-             "-netdev", "vhost-user,id=net,chardev=socket",
+             "-netdev", "vhost-user,id=net,chardev=socket" + (f",queues={queues}" if queues > 1 else ""),
              "-device", f"virtio-net-pci,netdev=net,romfile=,vectors=0,{device}".rstrip(","),
              *(["-incoming", "defer"] if incoming else [])],
         )  # fmt: skip

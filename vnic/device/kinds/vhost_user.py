@@ -50,6 +50,10 @@ NOT_CONNECTED = {  # what to do
     errno.ECONNREFUSED: "waiting for the front end to listen there (QEMU: server=on,wait=off)",
     errno.EACCES: f"vnic's user, {os.geteuid()}, needs the right to write to the socket",
 }
+POSITION_LOST = (
+    "its packed rings were used by a former instance of vnic, and the front end does not know how "
+    "far: no frames pass until the guest reboots, or loads its driver again"
+)
 ANOTHER_VERSION = "a guest was stored by another version of vnic; use `vnic down` and `vnic up`"
 
 
@@ -351,6 +355,8 @@ class GuestNic(UncontainedNic):
     def _problem(self, session: Session, rings: Sequence[Mapping[str, Any]]) -> str:
         from vnic.device.guest_hindrance import hindrance
 
+        if any(ring["position_lost"] for ring in rings):
+            return POSITION_LOST
         moved = any(ring["position"] not in UNMOVED for ring in rings)
         return session.refusal if moved else hindrance(session)
 
