@@ -766,7 +766,9 @@ class NicConfig(_Strict):
     ) = None
     kind: Annotated[
         Literal["tap", "veth", "packet", "capture", "module", "vhost-user", "memif"],
-        Meta(description="tap, veth, packet, capture, module, vhost-user or memif", examples=["veth"]),
+        Meta(
+            description="tap, veth, packet, capture, module, vhost-user or memif", examples=["veth"]
+        ),
     ] = "tap"
     interface: InterfaceName | None = None
     queues: Annotated[
