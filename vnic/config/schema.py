@@ -881,7 +881,9 @@ class NicConfig(_Strict):
         Annotated[str, Meta(min_length=1, max_length=32, description="a group", examples=["kvm"])]
         | None
     ) = None
-    id: Annotated[int, Meta(ge=0, lt=1 << 32, description="a number below 2^32", examples=[1])] = 0
+    id: Annotated[
+        int, Meta(ge=0, le=(1 << 32) - 1, description="a number below 2^32", examples=[1])
+    ] = 0
     secret: (
         Annotated[
             str,
