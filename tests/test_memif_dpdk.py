@@ -117,12 +117,12 @@ def test_two_memifs_of_one_instance(make):
     path = f"{lab.sockets}/pair.sock"
     other = lab.stack.enter_context(Container())
     nics = {
-        "box": {**lab.nics["box"], "on": "near"},
-        "near": {**here, "listen": path, "on": "near"},
-        "far": {**here, "connect": path, "on": "far"},
-        "other": {"pid": other.pid, "interface": "eth0", "addresses": ["10.99.0.4/24"], "on": "far"},
+        "box": {**lab.nics["box"], "on": "lan"},
+        "near": {**here, "listen": path, "on": "lan"},
+        "far": {**here, "connect": path, "on": "dmz"},
+        "other": {"pid": other.pid, "interface": "eth0", "addresses": ["10.99.0.4/24"], "on": "dmz"},
     }
-    lab.file.write_text(json.dumps({"nodes": {"near": {"switch": {}}, "far": {"switch": {}}}, "nics": nics}))
+    lab.file.write_text(json.dumps({"nodes": {"lan": {"switch": {}}, "dmz": {"switch": {}}}, "nics": nics}))
     vnic(lab.environment, "down")
     lab.up()
     for name in ("near", "far"):
