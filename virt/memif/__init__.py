@@ -1,1 +1,1 @@
-"""memif 2.0: the messages of both sides and their sessions. The rings are in virt/memif_port.pyx."""
+"""memif 2.0: the messages of both sides, and their sessions. The rings: virt/memif_port.pyx."""

@@ -133,9 +133,7 @@ class Connection:
             else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [held]))]
         )
         try:
-            self._sock.sendmsg(
-                [answer.data], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-            )
+            self._sock.sendmsg([answer.data], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except BlockingIOError:
             raise ProtocolError("the peer does not read its messages") from None
         except ConnectionError:

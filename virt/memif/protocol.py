@@ -85,7 +85,7 @@ class Init(NamedTuple):
 class AddRegion(NamedTuple):
     """A region of `size` bytes, whose file comes with the message."""
 
-    index: int
+    number: int
     size: int
 
 
@@ -93,7 +93,7 @@ class AddRing(NamedTuple):
     """A ring at `offset` of a region, whose interrupt descriptor comes with the message."""
 
     flags: int
-    index: int
+    number: int
     region: int
     offset: int
     size_log2: int
@@ -141,9 +141,7 @@ def parse_hello(data: bytes) -> Hello:
 
 def init(values: Init) -> bytes:
     version, number, mode, secret, name = values
-    return _message(
-        Kind.INIT, _INIT.pack(version, number, mode, secret, _field(name, NAME_BYTES))
-    )
+    return _message(Kind.INIT, _INIT.pack(version, number, mode, secret, _field(name, NAME_BYTES)))
 
 
 def parse_init(data: bytes) -> Init:
@@ -160,7 +158,7 @@ def parse_add_region(data: bytes) -> AddRegion:
     found = AddRegion(*_ADD_REGION.unpack_from(data, _TYPE.size))
     if not 1 <= found.size <= REGION_BYTES_MOST:
         raise ProtocolError(
-            f"region {found.index} of {found.size} bytes: expected 1 to {REGION_BYTES_MOST}"
+            f"region {found.number} of {found.size} bytes: expected 1 to {REGION_BYTES_MOST}"
         )
     return found
 
@@ -174,11 +172,11 @@ def parse_add_ring(data: bytes) -> AddRing:
     found = AddRing(*_ADD_RING.unpack_from(data, _TYPE.size))
     if not 1 <= found.size_log2 <= RING_SIZE_LOG2_MOST:
         raise ProtocolError(
-            f"ring {found.index} of 2^{found.size_log2} descriptors: expected 2^1 to "
+            f"ring {found.number} of 2^{found.size_log2} descriptors: expected 2^1 to "
             f"2^{RING_SIZE_LOG2_MOST}"
         )
     if found.private_header:
-        raise ProtocolError(f"ring {found.index} with private headers: they are not supported")
+        raise ProtocolError(f"ring {found.number} with private headers: they are not supported")
     return found
 
 

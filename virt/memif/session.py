@@ -194,9 +194,7 @@ class ServerSession(Session):
         most = self.interface.queues - 1
         return Answer(
             protocol.hello(
-                Hello(
-                    NAME, VERSION, VERSION, REGIONS_MOST - 1, most, most, RING_SIZE_LOG2_MOST
-                )
+                Hello(NAME, VERSION, VERSION, REGIONS_MOST - 1, most, most, RING_SIZE_LOG2_MOST)
             )
         )
 
@@ -235,26 +233,26 @@ class ServerSession(Session):
 
     def _add_region(self, found: AddRegion, given: list[int]) -> None:
         regions = self.books.regions
-        _check_next("region", found.index, len(regions), REGIONS_MOST)
+        _check_next("region", found.number, len(regions), REGIONS_MOST)
         if not given:
-            raise ProtocolError(f"region {found.index} without a descriptor")
-        _check_file(f"region {found.index}", given[0], found.size)
-        role = self._put(f"region{found.index}", given.pop())
-        regions[found.index :] = [Region(found.size, role)]
+            raise ProtocolError(f"region {found.number} without a descriptor")
+        _check_file(f"region {found.number}", given[0], found.size)
+        role = self._put(f"region{found.number}", given.pop())
+        regions[found.number :] = [Region(found.size, role)]
 
     def _add_ring(self, found: AddRing, given: list[int]) -> None:
         word, rings = ("s2m", self.books.s2m) if found.flags & S2M else ("m2s", self.books.m2s)
         what = f"{word.upper()} ring"
-        _check_next(what, found.index, len(rings), self.interface.queues)
+        _check_next(what, found.number, len(rings), self.interface.queues)
         if not given:
-            raise ProtocolError(f"{what} {found.index} without a descriptor")
+            raise ProtocolError(f"{what} {found.number} without a descriptor")
         if found.region >= len(self.books.regions):
-            raise ProtocolError(f"{what} {found.index} in region {found.region}: there is none")
+            raise ProtocolError(f"{what} {found.number} in region {found.region}: there is none")
         end = found.offset + RING_HEADER + (DESCRIPTOR << found.size_log2)
         if end > self.books.regions[found.region].size:
-            raise ProtocolError(f"{what} {found.index} exceeds region {found.region}")
-        role = self._put(f"{word}{found.index}", given.pop())
-        rings[found.index :] = [Ring(found.region, found.offset, found.size_log2, role)]
+            raise ProtocolError(f"{what} {found.number} exceeds region {found.region}")
+        role = self._put(f"{word}{found.number}", given.pop())
+        rings[found.number :] = [Ring(found.region, found.offset, found.size_log2, role)]
 
 
 class ClientSession(Session):

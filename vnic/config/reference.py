@@ -186,6 +186,8 @@ def _type_word(kind: Any) -> str:
         return "time"
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return "element" if kind is ElementConfig else "mapping"
+    if isinstance(kind, str):  # the only value of a Literal
+        return f"one of {kind}"
     return _WORDS[kind]
 
 

@@ -804,7 +804,9 @@ class NicConfig(_Strict):
     ) = None
     kind: Annotated[
         Literal["tap", "veth", "packet", "capture", "module", "vhost-user", "memif"],
-        Meta(description="tap, veth, packet, capture, module, vhost-user or memif", examples=["veth"]),
+        Meta(
+            description="tap, veth, packet, capture, module, vhost-user or memif", examples=["veth"]
+        ),
     ] = "tap"
     interface: InterfaceName | None = None
     queues: Annotated[
@@ -924,7 +926,9 @@ class NicConfig(_Strict):
             examples=[{"without": ["packed", "uso"]}],
         ),
     ] = msgspec.field(default_factory=FeaturesConfig)
-    id: Annotated[int, Meta(ge=0, lt=1 << 32, description="a number below 2^32", examples=[1])] = 0
+    id: Annotated[
+        int, Meta(ge=0, le=(1 << 32) - 1, description="a number below 2^32", examples=[1])
+    ] = 0
     secret: (
         Annotated[
             str,

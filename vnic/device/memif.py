@@ -45,9 +45,7 @@ class MemifDevice:
             )
             for index, region in enumerate(books.regions)
         )
-        to_peer, from_peer = (
-            (books.s2m, books.m2s) if self.port.client else (books.m2s, books.s2m)
-        )
+        to_peer, from_peer = (books.s2m, books.m2s) if self.port.client else (books.m2s, books.s2m)
         numbered = [(2 * queue, ring) for queue, ring in enumerate(to_peer)]
         numbered += [(2 * queue + 1, ring) for queue, ring in enumerate(from_peer)]
         # a frame for another queue would be lost

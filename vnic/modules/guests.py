@@ -1,5 +1,5 @@
-"""Serves the front ends of NICs of kind vhost-user, and the peers of memifs, on control's event loop: accepts them, and has
-their messages handled."""
+"""Serves the front ends of NICs of kind vhost-user, and the peers of memifs, on control's event
+loop: accepts them, and has their messages handled."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class MemifNic(UncontainedNic):
                 accepted.send(protocol.disconnect("already connected"), socket.MSG_DONTWAIT)
             return
         made = self._join(accepted)
-        self._do(made, lambda: made.begin() is None)
+        self._do(made, made.begin)
 
     def _connect(self) -> None:
         made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -169,10 +169,10 @@ class MemifNic(UncontainedNic):
         self._peer, self._socket = Connection(connected, session, self._store), connected
         return self._peer
 
-    def _do(self, peer: Connection, step: Callable[[], bool]) -> None:
-        """Disconnects the peer where a step fails, or finds that it is gone."""
+    def _do(self, peer: Connection, step: Callable[[], bool | None]) -> None:
+        """Disconnects the peer where a step fails, or finds (False) that it is gone."""
         try:
-            if step():
+            if step() is not False:
                 if peer.session.books.connected:
                     self.problem = ""
                 return
@@ -203,7 +203,7 @@ class MemifNic(UncontainedNic):
             return
         connected = socket.socket(fileno=next(left))
         peer = self._join(connected, books, dict(zip(kept.roles, left, strict=True)))
-        self._do(peer, lambda: peer.resume() is None)
+        self._do(peer, peer.resume)
 
     def _store(self, books: Books | None, descriptors: Mapping[str, int]) -> None:
         sockets = [each for each in (self.listener, self._socket) if each is not None]
