@@ -100,7 +100,7 @@ SocketPath = Annotated[
     Meta(
         min_length=1,
         max_length=4095,
-        description="the path of a Unix socket",
+        description="the path of a Unix socket, or an address such as 127.0.0.1:5000",
         examples=["/run/vm1.sock"],
     ),
 ]
@@ -696,6 +696,8 @@ class NicConfig(_Strict):
         in place of a container, see `read` and `write`. `module`: an engine of one of `modules`,
         which sends and receives the NIC's frames. `vhost-user`: a virtual machine or another
         program that drives a virtio-net device through a Unix socket, see `listen` and `connect`.
+        `stream`, `dgram`: a virtual machine or another program that sends and receives frames
+        through a socket, as QEMU's network back ends of these names do.
     interface: Name of the interface in the container. Default: the NIC's name.
     queues: Queue pairs of the NIC. Of kind `vhost-user`, those that the driver may use.
     mac: MAC address of the interface. Default: a locally administered address derived from the
@@ -724,10 +726,13 @@ class NicConfig(_Strict):
         times from the NIC's start on. A relative path begins at the file's directory.
     write: Of kind `capture`, the file for the frames that the NIC receives: pcapng if its name ends
         so, else pcap. A file that is there is overwritten.
-    listen: Of kind `vhost-user`, the Unix socket that vnic makes and the virtual machine connects
-        to. A relative path begins at the file's directory.
-    connect: Of kind `vhost-user`, the Unix socket that the virtual machine makes (QEMU's
-        `server=on`); vnic connects to it whenever it is there. So the machine outlives vnic.
+    listen: Of kinds `vhost-user` and `stream`, the socket that vnic makes and the peer, a virtual
+        machine, connects to. Of kind `dgram`, vnic's socket. It is the path of a Unix socket; of
+        kinds `stream` and `dgram` also a loopback address and port. A relative path begins at the
+        file's directory.
+    connect: Of kinds `vhost-user` and `stream`, the socket that the peer makes (QEMU's
+        `server=on`); vnic connects to it whenever it is there. So the machine outlives vnic. Of
+        kind `dgram`, the peer's socket.
     socket_mode: Permissions of the socket of `listen`, as chmod(1) has them.
     socket_group: Group of the socket of `listen`: its name or number. Default: vnic's.
     """
@@ -760,8 +765,11 @@ class NicConfig(_Strict):
         | None
     ) = None
     kind: Annotated[
-        Literal["tap", "veth", "packet", "capture", "module", "vhost-user"],
-        Meta(description="tap, veth, packet, capture, module or vhost-user", examples=["veth"]),
+        Literal["tap", "veth", "packet", "capture", "module", "vhost-user", "stream", "dgram"],
+        Meta(
+            description="tap, veth, packet, capture, module, vhost-user, stream or dgram",
+            examples=["veth"],
+        ),
     ] = "tap"
     interface: InterfaceName | None = None
     queues: Annotated[

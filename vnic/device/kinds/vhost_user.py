@@ -11,10 +11,8 @@ Sources: docs/interop/vhost-user.rst of QEMU; Virtio 1.3, section 5.1.
 from __future__ import annotations
 
 import errno
-import grp
 import os
 import socket
-import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -22,9 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from dataplane.descriptors import close_all, system_error
-from dataplane.errors import ConfigError, PortError, VnicError
-from vnic.device.kinds.contract import NicKind, Origin, Settings, UncontainedNic, offloads_of
+from dataplane.descriptors import close_all
+from dataplane.errors import ConfigError, VnicError
+from vnic.device.kinds.contract import NicKind, Origin, Settings, offloads_of
+from vnic.device.kinds.sockets import (
+    ANOTHER_VERSION,
+    KeptOf,
+    SocketNic,
+    check_places,
+    kept_of,
+)
 from vnic.device.tap import Offload, offload_names, parse_mac
 
 if TYPE_CHECKING:
@@ -37,8 +42,6 @@ if TYPE_CHECKING:
     from virt.virtio_port import VirtioPort
     from vnic.device.guest import GuestDevice
 
-PATH_MOST = 107  # bytes of sun_path without its end (unix(7))
-BACKLOG = 4
 # Commands of a control queue that are handled at once, and within a period. Each takes 0.2 ms of
 # control, so that a guest which floods takes a tenth of it. Linux sends some ten when an
 # interface is set up.
@@ -50,28 +53,25 @@ NOT_CONNECTED = {  # what to do
     errno.ECONNREFUSED: "waiting for the front end to listen there (QEMU: server=on,wait=off)",
     errno.EACCES: f"vnic's user, {os.geteuid()}, needs the right to write to the socket",
 }
-ANOTHER_VERSION = "a guest was stored by another version of vnic; use `vnic down` and `vnic up`"
 
 
-class Kept(msgspec.Struct, frozen=True):
+class Kept(KeptOf, frozen=True, kw_only=True):
     """The document that is stored. The descriptors are the memory of the rings' positions, then, if
-    there are, the listening socket, the connected socket, and one for each of `roles`. path: of the
-    socket, as configured. control: a ControlState."""
+    there are, the listening socket, the connected socket, and one for each of `roles`. control: a
+    ControlState."""
 
     books: msgspec.Raw
     control: msgspec.Raw
-    path: str
     listens: bool
     connected: bool
     roles: list[str]
 
 
-class GuestNic(UncontainedNic):
-    """A NIC whose frames a guest's driver sends and receives.
+class GuestNic(SocketNic):
+    """A NIC whose frames a guest's driver sends and receives."""
 
-    `serve` gives it the thread of its engine; afterwards `ready` is to be called when one of
-    `inputs` is readable, and now and then while it `seeks` a front end to connect to.
-    """
+    PEER = "the front end"
+    ADVICE = NOT_CONNECTED
 
     port: VirtioPort
 
@@ -86,36 +86,19 @@ class GuestNic(UncontainedNic):
     ) -> None:
         super().__init__(settings, port)
         self.tx, self.device, self.offer, self._origin = tx, device, offer, origin
-        self.listener: socket.socket | None = None
         self.connection: Connection | None = None
-        self.socket: socket.socket | None = None
-        self.problem = ""  # why the last front end was disconnected
         # until when commands of the control queue are counted, and how many are left of them
         self._period_end_s, self._commands_left = 0.0, 0
-        self.again_s: float | None = None  # when to call `ready` without an input, from now on
 
     # -- the front end -----------------------------------------------------------------------------
 
-    @property
-    def inputs(self) -> list[int]:
-        """Descriptors to wait for."""
-        found = [] if self.listener is None else [self.listener.fileno()]
-        if self.connection is not None:
-            found.append(self.connection.fileno())
-            kick = self.device.ring.kick
-            if kick is not None and self.again_s is None:
-                found.append(kick)
-        return found
-
-    @property
-    def seeks(self) -> bool:
-        """Whether it has yet to find the front end's socket."""
-        return self.settings.connect is not None and self.connection is None
-
-    @property
-    def path(self) -> str:
-        """The socket's path."""
-        return str(self.settings.listen or self.settings.connect)
+    def inputs_of_peer(self) -> list[int]:
+        """The connection, and the kick of the control ring."""
+        if self.connection is None:
+            return []
+        kick = self.device.ring.kick
+        found = [self.connection.fileno()]
+        return found if kick is None or self.again_s is not None else [*found, kick]
 
     def serve(self, call: Callable[[Callable[[], object]], object]) -> None:
         """From now on, the port's engine runs, and this process has the guest. call: runs a
@@ -133,40 +116,15 @@ class GuestNic(UncontainedNic):
         """From now on, no engine serves the port."""
         self.device.call = lambda function: function()
 
-    def ready(self) -> None:
-        """Handles what has arrived, or tries to connect. A front end that is wrong is disconnected;
-        `problem` says why. Afterwards to be called after `again_s`, too."""
-        self.again_s = None
-        if self.listener is not None:
-            self._accept(self.listener)
-        if self.seeks:
-            self._connect()
+    def handle(self) -> None:
+        """Reads what the front end has sent. One that is wrong is disconnected; `problem` says
+        why."""
         if self.connection is not None:
             self._read(self.connection)
 
-    def _accept(self, listener: socket.socket) -> None:
-        """Takes a front end, and refuses another one beside it: who has the memory has the NIC."""
-        try:
-            accepted, _ = listener.accept()
-        except OSError:  # none is there any more, or no descriptor is left
-            return
-        if self.connection is not None:
-            accepted.close()
-            return
-        self._begin(accepted)
-
-    def _connect(self) -> None:
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            made.setblocking(False)
-            made.connect(str(self.settings.connect))
-        except OSError as error:
-            made.close()
-            self.problem = f"{self.settings.connect}: {system_error(error)}"
-            if error.errno in NOT_CONNECTED:
-                self.problem += f": {NOT_CONNECTED[error.errno]}"
-            return
-        self._begin(made)
+    def begin(self, connected: socket.socket) -> None:
+        """Begins a session."""
+        self._begin(connected)
 
     def _begin(
         self,
@@ -180,7 +138,7 @@ class GuestNic(UncontainedNic):
         connected.setblocking(False)
         session = Session(self.device, self.offer, books, roles)
         self.connection = Connection(connected, session, self._store)
-        self.problem, self.socket = "", connected
+        self.problem, self.peer = "", connected
         return self.connection
 
     def _read(self, connection: Connection) -> None:
@@ -227,7 +185,7 @@ class GuestNic(UncontainedNic):
         self._store(session.books, session.descriptors.by_role())
 
     def _disconnect(self, connection: Connection, why: str) -> None:
-        self.problem, self.connection, self.socket = why, None, None
+        self.problem, self.connection, self.peer = why, None, None
         with suppress(VnicError):  # the supervisor does not answer, and is stored to again
             connection.close()
 
@@ -261,13 +219,14 @@ class GuestNic(UncontainedNic):
             self._disconnect(connection, str(error))
 
     def _store(self, books: Books, descriptors: Mapping[str, int]) -> None:
-        sockets = [each for each in (self.listener, self.socket) if each is not None]
+        sockets = [each for each in (self.listener, self.peer) if each is not None]
         kept = Kept(
             books=msgspec.Raw(books.encode()),
             control=msgspec.Raw(msgspec.json.encode(self.device.control.state)),
             path=self.path,
+            kind=VhostUserKind.NAME,
             listens=self.listener is not None,
-            connected=self.socket is not None,
+            connected=self.peer is not None,
             roles=list(descriptors),
         )
         self._origin.keep(
@@ -279,40 +238,11 @@ class GuestNic(UncontainedNic):
             ],
         )
 
-    # -- the listening socket ----------------------------------------------------------------------
-
-    def listen(self) -> None:
-        """Makes the socket of `listen`. Raises ConfigError, PortError."""
+    def stored(self) -> None:
+        """A listening socket has been made."""
         from virt.vhost_user.books import Books
 
-        settings, path = self.settings, self.settings.listen
-        if path is None:
-            return
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            _remove_stale(self._label, path)
-            # nobody can connect before the mode is set: the socket does not listen yet
-            made.bind(path)
-            try:
-                os.chmod(path, int(settings.socket_mode, 8))
-                if settings.socket_group is not None:
-                    os.chown(path, -1, _group(self._label, settings.socket_group))
-                made.listen(BACKLOG)
-            except BaseException:
-                os.unlink(path)
-                raise
-        except OSError as error:
-            made.close()
-            raise _cannot(self._label, path, error) from None
-        except BaseException:
-            made.close()
-            raise
-        self.listener = made
         self._store(Books.of(self.offer.rings), {})
-
-    @property
-    def _label(self) -> str:
-        return f"nic {self.settings.name}"
 
     # -- the NIC -----------------------------------------------------------------------------------
 
@@ -377,11 +307,6 @@ class GuestNic(UncontainedNic):
         the port any more."""
         if self.connection is not None:
             self._disconnect(self.connection, "the NIC was detached")
-        if self.listener is not None:
-            self.listener.close()
-            self.listener = None
-            with suppress(OSError):
-                os.unlink(str(self.settings.listen))
         super().close()
         self.device.positions.close()
 
@@ -406,11 +331,12 @@ class VhostUserKind(NicKind[GuestNic]):
         from virt.virtio_port import VirtioPort
         from vnic.device.guest import GuestDevice, Positions
 
-        _check(settings)
+        check_places(settings)
         label = f"nic {settings.name}"
         queues = settings.queues
         rss = Rss(settings.rss.key, settings.rss.table, queues=queues)
-        kept, descriptors = _kept(settings, origin)
+        path = str(settings.listen or settings.connect)
+        kept, descriptors = kept_of(Kept, VhostUserKind.NAME, path, origin)
         port = VirtioPort(settings.name, number=number, queues=queues, mtu=settings.mtu)
         positions = None
         try:
@@ -432,23 +358,6 @@ class VhostUserKind(NicKind[GuestNic]):
                 positions.close()
             close_all(descriptors)
             raise
-
-
-def _kept(settings: Settings, origin: Origin) -> tuple[Kept | None, list[int]]:
-    """What the last worker stored, and its descriptors; None if it is of a NIC with another
-    socket: that worker died after it had stored new settings."""
-    found = origin.kept()
-    if found is None:
-        return None, []
-    try:
-        kept = msgspec.json.decode(found[0], type=Kept)
-    except msgspec.MsgspecError:
-        close_all(found[1])
-        raise VnicError(ANOTHER_VERSION) from None
-    if kept.path == (settings.listen or settings.connect):
-        return kept, found[1]
-    close_all(found[1])
-    return None, []
 
 
 def _control(kept: Kept) -> ControlState:
@@ -480,62 +389,3 @@ def _offer(settings: Settings) -> Offer:
         protocol_features=USUAL_FEATURES & ~ProtocolFeature.RARP,
         queue_pairs=settings.queues,
     )
-
-
-def _check(settings: Settings) -> None:
-    """Raises ConfigError for sockets that cannot be those of a NIC."""
-    label = f"nic {settings.name}"
-    if (settings.listen is None) == (settings.connect is None):
-        raise ConfigError(
-            f"{label}: expected the path of a Unix socket in one of listen and connect"
-        )
-    for word, path in (("listen", settings.listen), ("connect", settings.connect)):
-        if path is None:
-            continue
-        if not os.path.isabs(path):
-            raise ConfigError(
-                f"{label}: {word}: {path} is a relative path: expected one that begins with /"
-            )
-        if len(os.fsencode(path)) > PATH_MOST:
-            raise ConfigError(
-                f"{label}: {word}: the path of a socket has at most {PATH_MOST} bytes, this one "
-                f"{len(os.fsencode(path))}: expected a shorter one"
-            )
-
-
-def _remove_stale(label: str, path: str) -> None:
-    """Removes a socket that nothing listens at: a killed instance has left it."""
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(found.st_mode):
-        raise ConfigError(f"{label}: listen: {path} is there and no socket: expected a free path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:  # its backlog is full
-            pass
-    raise ConfigError(f"{label}: listen: {path} is in use by another program: expected a free path")
-
-
-def _group(label: str, name: str) -> int:
-    try:
-        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
-    except KeyError:
-        raise ConfigError(
-            f"{label}: socket_group: there is no group {name}: expected one of this machine's"
-        ) from None
-
-
-def _cannot(label: str, path: str, error: OSError) -> VnicError:
-    what = f"{label}: listen: {path}: {system_error(error)}"
-    advice = {
-        errno.ENOENT: "make its directory first",
-        errno.EACCES: f"vnic runs as user {os.geteuid()}, who needs the right to write there",
-        errno.EPERM: "vnic's user must be a member of socket_group",
-    }.get(error.errno or 0)
-    return PortError(what) if advice is None else ConfigError(f"{what}: {advice}")
