@@ -163,11 +163,9 @@ class SocketNic(UncontainedNic):
     `serve` gives it the thread of its engine; afterwards `ready` is to be called when one of
     `inputs` is readable, and now and then while it `seeks` a peer to connect to.
 
-    PEER    what the peer is called, in the log
     ADVICE  what to do about an error of connect(2)
     """
 
-    PEER: ClassVar[str] = "the peer"
     ADVICE: ClassVar[Mapping[int, str]] = {}
 
     tx: Element

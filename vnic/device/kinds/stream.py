@@ -74,11 +74,11 @@ class StreamNic(SocketNic):
         from dataplane.ports.stream_port import StreamBuffers
 
         connected.setblocking(False)
-        if connected.family != socket.AF_UNIX:
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.peer, self.problem = connected, ""
         try:
+            if connected.family != socket.AF_UNIX:
+                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._buffers = StreamBuffers()
-            self.peer, self.problem = connected, ""
             # Stored before its first byte is read: a worker that is killed has read none.
             self._keep()
             self._connect_port()

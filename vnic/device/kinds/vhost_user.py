@@ -70,7 +70,6 @@ class Kept(KeptOf, frozen=True, kw_only=True):
 class GuestNic(SocketNic):
     """A NIC whose frames a guest's driver sends and receives."""
 
-    PEER = "the front end"
     ADVICE = NOT_CONNECTED
 
     port: VirtioPort
