@@ -109,7 +109,6 @@ def exec_with(
 
     \b
     vnic exec-with vm1 -- qemu-system-x86_64 -m 1G -accel kvm -drive file=vm1.qcow2 {qemu}
-    vnic exec-with vm1 --egress 100mbit --vlan 10 -- qemu-system-x86_64 -m 1G ... {qemu}
     vnic exec-with vm2 --kind stream -- qemu-system-x86_64 ... {qemu}
     vnic exec-with vm3 -- linux.uml mem=128M ... virtio_uml.device={socket}:1
     vnic exec-with vm1 -n -- qemu-system-x86_64 -m 1G {qemu}      only print it

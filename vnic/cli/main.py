@@ -186,7 +186,6 @@ def cli() -> None:
     """Software NICs for containers: switched, shaped and counted, without root.
 
     \b
-    vnic demo                          connect two containers and measure TCP between them
     vnic up net.yaml                   run a configuration; Ctrl-C stops it
     vnic attach tap web --pid 4242     give the container of process 4242 a NIC
 
