@@ -79,6 +79,8 @@ def unknown(words):
         if found is None:
             return name
         command, context = found, click.Context(found, info_name=name, parent=context)
+    if "--" in words:  # another program's command line follows
+        words = words[: words.index("--")]
     known = {option for parameter in command.params for option in parameter.opts} | {"-h", "--help", "--version"}
     return next((word for word in words if re.fullmatch(r"--?[a-z][a-z-]*", word) and word not in known), None)
 

@@ -15,7 +15,7 @@ from tests.support.uml import Uml
 from tests.test_command import environment, ping, vnic  # noqa: F401 - a fixture
 from tests.test_supervisor import conserved, kill_worker
 from vnic.config.load import parse_config
-from vnic.device.kinds.unix_sockets import PATH_MOST
+from vnic.device.kinds.sockets import PATH_MOST
 
 ADDRESSES = {"one": "10.99.0.1", "two": "10.99.0.2", "box": "10.99.0.3"}
 

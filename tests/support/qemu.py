@@ -1,4 +1,4 @@
-"""A virtual machine for tests: QEMU without KVM, whose guest is Debian's kernel, over vhost-user."""
+"""A virtual machine for tests: QEMU without KVM, whose guest is Debian's kernel, over vhost-user or another of QEMU's back ends."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ class Qemu(Shell):
     memory    the object of the guest's memory; "": QEMU's own, which is not shared
     queues    pairs of the device, which needs `mq=on` for more than one
     incoming  waits for a guest that migrates, see the command `migrate-incoming`, instead of booting
+    netdev    another back end than vhost-user, such as `dgram,...`: `path` names the control socket only
     """
 
     def __init__(self, path: Path, *, server: bool = False, device: str = "", memory: str = MEMORY,
-                 incoming: bool = False, queues: int = 1) -> None:  # fmt: skip
+                 incoming: bool = False, queues: int = 1, netdev: str = "") -> None:  # fmt: skip
         boot = guest_kernel()
         self._control = path.with_suffix(".qmp")
         # Without romfile= a boot ROM would begin first. QEMU 7.2 without KVM ends by SIGSEGV where a
@@ -36,8 +37,9 @@ class Qemu(Shell):
              *(["-object", memory, "-numa", "node,memdev=memory"] if memory else []),
              "-display", "none", "-serial", "stdio", "-qmp", f"unix:{self._control},server=on,wait=off",
              "-kernel", str(boot.kernel), "-initrd", str(boot.files), "-append", "console=ttyS0 quiet panic=-1",
-             "-chardev", f"socket,id=socket,path={path}" + (",server=on,wait=off" if server else ""),
-             "-netdev", "vhost-user,id=net,chardev=socket" + (f",queues={queues}" if queues > 1 else ""),
+             *(["-netdev", f"{netdev},id=net"] if netdev else
+               ["-chardev", f"socket,id=socket,path={path}" + (",server=on,wait=off" if server else ""),
+                "-netdev", "vhost-user,id=net,chardev=socket" + (f",queues={queues}" if queues > 1 else "")]),
              "-device", f"virtio-net-pci,netdev=net,romfile=,vectors=0,{device}".rstrip(","),
              *(["-incoming", "defer"] if incoming else [])],
         )  # fmt: skip

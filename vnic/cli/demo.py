@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from typing import Any
+from typing import IO, Any
 
 from dataplane.errors import VnicError
 from dataplane.units import format_rate
@@ -28,12 +28,41 @@ ROUND_TRIPS = 1000
 Progress = Callable[[str], None]
 
 
-class DemoContainer:
-    """The demo's handle of a container process."""
+class Machine:
+    """The demo's handle of a container or a guest, which answers requests over two streams, each a
+    JSON object on a line.
+
+    WHAT  what it is, in errors
+    """
+
+    WHAT = "container"
+
+    def __init__(self, name: str, requests: IO[str], replies: IO[str]) -> None:
+        self.name, self._requests, self._replies = name, requests, replies
+
+    def ask(self, call: str, **arguments: Any) -> None:
+        """Sends a request; `answer` waits for its reply."""
+        self._requests.write(json.dumps({"call": call, **arguments}) + "\n")
+        self._requests.flush()
+
+    def answer(self) -> dict[str, Any]:
+        """The reply to the oldest open request."""
+        line = "."
+        while line and not line.startswith("{"):  # a guest's kernel writes to its console, too
+            line = self._replies.readline()
+        if not line:
+            raise VnicError(f"{self.WHAT} {self.name}: its process ended unexpectedly")
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise VnicError(f"{self.WHAT} {self.name}: {reply['error']}")
+        return reply
+
+
+class DemoContainer(Machine):
+    """A container process."""
 
     def __init__(self, name: str) -> None:
         ours, theirs = socket.socketpair()
-        self.name = name
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "vnic.cli.demo_container", str(theirs.fileno())],
@@ -42,26 +71,12 @@ class DemoContainer:
             )
         self._channel = ours
         self._stream = ours.makefile("rw")
+        super().__init__(name, self._stream, self._stream)
         try:
             self.pid = int(self.answer()["ready"])
         except BaseException:
             self.close()
             raise
-
-    def ask(self, call: str, **arguments: Any) -> None:
-        """Sends a request; `answer` waits for its reply."""
-        self._stream.write(json.dumps({"call": call, **arguments}) + "\n")
-        self._stream.flush()
-
-    def answer(self) -> dict[str, Any]:
-        """The reply to the oldest open request."""
-        line = self._stream.readline()
-        if not line:
-            raise VnicError(f"container {self.name}: its process ended unexpectedly")
-        reply: dict[str, Any] = json.loads(line)
-        if "error" in reply:
-            raise VnicError(f"container {self.name}: {reply['error']}")
-        return reply
 
     def close(self) -> None:
         """Ends the process, and with it the namespaces."""
@@ -71,13 +86,18 @@ class DemoContainer:
         self._channel.close()
 
 
-def _tcp(
-    sender: DemoContainer, receiver: DemoContainer, seconds: float, settle: float
+def tcp(
+    sender: Machine,
+    receiver: Machine,
+    seconds: float,
+    settle: float,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> tuple[float, int]:
-    """Goodput in bit/s of one TCP stream, and its MSS."""
+    """Goodput in bit/s of one TCP stream, and its MSS. meanwhile: is called while it lasts."""
     address = ADDRESSES[receiver.name]
     receiver.ask("receive", seconds=seconds, settle=settle)
     sender.ask("send", address=address, port=TCP_PORT)
+    meanwhile()
     got, sent = receiver.answer(), sender.answer()
     if not got["seconds"]:
         raise VnicError(
@@ -86,10 +106,17 @@ def _tcp(
     return got["bytes"] * 8 / got["seconds"], int(sent["mss"])
 
 
-def _round_trips(client: DemoContainer, server: DemoContainer) -> dict[str, float]:
+def goodput(rate_bps: int, mss: int) -> float:
+    """What a rate leaves to the application: it counts layer-2 bits, of which the application
+    receives MSS bytes of every full frame."""
+    return rate_bps * mss / (MTU + ETHERNET_HEADER)
+
+
+def round_trips(client: Machine, server: Machine, count: int = ROUND_TRIPS) -> dict[str, float]:
+    """Median and 99th percentile of UDP round trips, in microseconds."""
     address = ADDRESSES[server.name]
-    server.ask("echo", count=ROUND_TRIPS)
-    client.ask("ping", address=address, port=ECHO_PORT, count=ROUND_TRIPS)
+    server.ask("echo", count=count)
+    client.ask("ping", address=address, port=ECHO_PORT, count=count)
     times = sorted(client.answer()["times_us"])
     server.answer()
     if len(times) < 2:
@@ -144,14 +171,14 @@ def run_demo(
             each.answer()
 
         progress(f"round trips: {ROUND_TRIPS} UDP datagrams there and back")
-        rtt_us = _round_trips(left, right)
+        rtt_us = round_trips(left, right)
         unshaped: dict[str, float] = {}
         shaped: dict[str, float] = {}
         for sender, receiver in ((left, right), (right, left)):
             progress(f"TCP {sender.name} -> {receiver.name}, unshaped, {seconds:g} s")
-            unshaped[f"{sender.name}-{receiver.name}"] = _tcp(
-                sender, receiver, seconds, settle=0.3
-            )[0]
+            unshaped[f"{sender.name}-{receiver.name}"] = tcp(sender, receiver, seconds, settle=0.3)[
+                0
+            ]
         for each in (left, right):
             runtime.nics.set_rate(each.name, egress_bps=rate_bps)
         mss = 0
@@ -160,11 +187,10 @@ def run_demo(
                 f"TCP {sender.name} -> {receiver.name}, {format_rate(rate_bps)} applied live, "
                 f"{seconds:g} s"
             )
-            shaped[f"{sender.name}-{receiver.name}"], mss = _tcp(
+            shaped[f"{sender.name}-{receiver.name}"], mss = tcp(
                 sender, receiver, seconds, settle=0.5
             )
-        # The limit counts layer-2 bits; the application receives MSS bytes of every full frame.
-        expected_bps = rate_bps * mss / (MTU + ETHERNET_HEADER)
+        expected_bps = goodput(rate_bps, mss)
         shaped_bps = statistics.fmean(shaped.values())
         status = runtime.status()
         per_queue = {nic["name"]: nic["queues"] for nic in runtime.stats()["nics"]}

@@ -14,7 +14,7 @@ import socket
 import struct
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 from vnic.device.new_container import end_with_parent, enter_new_namespaces
 
@@ -123,28 +123,34 @@ class Container:
         return {"times_us": times}
 
 
+def answer_requests(container: Container, requests: TextIO, replies: TextIO) -> None:
+    """Answers requests, each a JSON object on a line, until there are none; the first answer is
+    `ready`."""
+
+    def answer(reply: dict[str, Any]) -> None:
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+    answer({"ready": os.getpid()})
+    for line in requests:
+        request = json.loads(line)
+        try:
+            answer(getattr(container, request.pop("call"))(**request))
+        except OSError as error:  # also when the demo is ended and its interfaces go
+            answer({"error": str(error)})
+
+
 def serve(channel: socket.socket) -> None:
-    """Answers requests until the channel closes."""
+    """Makes the container, and answers requests until the channel closes."""
     with channel.makefile("rw") as stream:
-
-        def answer(reply: dict[str, Any]) -> None:
-            stream.write(json.dumps(reply) + "\n")
-            stream.flush()
-
         try:
             end_with_parent()
             enter_new_namespaces()
         except OSError as error:
-            answer({"error": f"cannot make namespaces: {error.strerror}; `vnic doctor` says why"})
+            why = f"cannot make namespaces: {error.strerror}; `vnic doctor` says why"
+            stream.write(json.dumps({"error": why}) + "\n")
             return
-        answer({"ready": os.getpid()})
-        container = Container()
-        for line in stream:
-            request = json.loads(line)
-            try:
-                answer(getattr(container, request.pop("call"))(**request))
-            except OSError as error:  # also when the demo is ended and its interfaces go
-                answer({"error": str(error)})
+        answer_requests(Container(), stream, stream)
 
 
 if __name__ == "__main__":

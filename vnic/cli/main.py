@@ -28,6 +28,7 @@ COMMANDS = {
     "undo": ("vnic.cli.apply", "Go back to the network before the last apply."),
     "shape": ("vnic.cli.shape", "Give a running network rates, delays and losses."),
     "attach": ("vnic.cli.nics", "Attach a NIC to a container."),
+    "exec-with": ("vnic.cli.exec_with", "Run a program, such as QEMU, with a NIC of its own."),
     "detach": ("vnic.cli.nics", "Detach a NIC."),
     "rate": ("vnic.cli.nics", "Set or remove a NIC's rate limits."),
     "link": ("vnic.cli.nics", "Set a NIC's link up or down."),
@@ -61,7 +62,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+        module = importlib.import_module(COMMANDS[cmd_name][0])
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -184,7 +186,6 @@ def cli() -> None:
     """Software NICs for containers: switched, shaped and counted, without root.
 
     \b
-    vnic demo                          connect two containers and measure TCP between them
     vnic up net.yaml                   run a configuration; Ctrl-C stops it
     vnic attach tap web --pid 4242     give the container of process 4242 a NIC
 

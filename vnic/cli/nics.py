@@ -85,7 +85,7 @@ PORT = (
 )
 
 
-def _with(*options: Callable[[F], F]) -> Callable[[F], F]:
+def with_options(*options: Callable[[F], F]) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         for option in reversed(options):
             function = option(function)
@@ -95,7 +95,7 @@ def _with(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 @attach.command()
-@_with(*PLACE, *INTERFACE, *PORT)
+@with_options(*PLACE, *INTERFACE, *PORT)
 def tap(**options: Any) -> None:
     """Attach the NIC called NAME: a TAP interface, connected to a switch.
 
@@ -108,7 +108,7 @@ def tap(**options: Any) -> None:
 
 
 @attach.command()
-@_with(*PLACE, *INTERFACE, *PORT)
+@with_options(*PLACE, *INTERFACE, *PORT)
 def veth(**options: Any) -> None:
     """Attach the NIC called NAME: a veth interface in a container, connected to a switch. It needs
     no /dev/net/tun.
@@ -120,7 +120,7 @@ def veth(**options: Any) -> None:
 
 
 @attach.command()
-@_with(*PLACE, *PORT)
+@with_options(*PLACE, *PORT)
 def packet(**options: Any) -> None:
     """Attach the NIC called NAME: an interface that exists and stays as it is, connected to a
     switch. Without --pid and --netns it is one of the host.
@@ -132,7 +132,7 @@ def packet(**options: Any) -> None:
 
 
 @attach.command()
-@_with(
+@with_options(
     click.argument("name"),
     click.option("--read", type=click.Path(), help="Capture file whose frames it sends."),
     click.option("--write", type=click.Path(), help="File for the frames that it receives."),
@@ -152,11 +152,14 @@ def capture(read: str | None, write: str | None, **options: Any) -> None:
 
 
 def _absolute(path: str | None) -> str | None:
-    return None if path is None else os.path.abspath(path)
+    """Of a path, or of a socket's place: an address stays as it is."""
+    from vnic.device.kinds.sockets import is_address
+
+    return path if path is None or is_address(path) else os.path.abspath(path)
 
 
 @attach.command("vhost-user")
-@_with(
+@with_options(
     click.argument("name"),
     click.option("--listen", type=click.Path(), help="Unix socket that vnic makes."),
     click.option("--connect", type=click.Path(), help="Unix socket that the machine makes."),
@@ -178,8 +181,58 @@ def vhost_user(listen: str | None, connect: str | None, **options: Any) -> None:
     _attach("vhost-user", listen=_absolute(listen), connect=_absolute(connect), **options)
 
 
+SOCKETS = (
+    click.option("--group", "socket_group", help="Group of the socket of --listen."),
+    click.option("--mac", help="MAC address.  [default: made from NAME]"),
+    click.option("--mtu", type=int, help="MTU.  [default: 1500]"),
+)
+
+
 @attach.command()
-@_with(
+@with_options(
+    click.argument("name"),
+    click.option("--listen", metavar="PLACE", help="Socket that vnic makes: PATH or HOST:PORT."),
+    click.option("--connect", metavar="PLACE", help="Socket that the machine makes."),
+    *SOCKETS,
+    *PORT,
+)
+def stream(listen: str | None, connect: str | None, **options: Any) -> None:
+    """Attach the NIC called NAME: a stream socket, as of QEMU's -netdev stream and of passt,
+    connected to a switch. Addresses are loopback ones.
+
+    \b
+    vnic attach stream vm1 --listen /run/vm1.sock
+    vnic attach stream vm2 --connect 127.0.0.1:5000       the machine has server=on
+    vnic attach stream up --connect /tmp/passt_1.socket   passt -f -1
+    """
+    if (listen is None) == (connect is None):
+        raise click.UsageError("which socket? give --listen PLACE or --connect PLACE")
+    _attach("stream", listen=_absolute(listen), connect=_absolute(connect), **options)
+
+
+@attach.command()
+@with_options(
+    click.argument("name"),
+    click.option("--listen", metavar="PLACE", help="vnic's socket: PATH or HOST:PORT."),
+    click.option("--connect", metavar="PLACE", help="The machine's socket."),
+    *SOCKETS,
+    *PORT,
+)
+def dgram(listen: str | None, connect: str | None, **options: Any) -> None:
+    """Attach the NIC called NAME: a datagram socket, as of QEMU's -netdev dgram, connected to a
+    switch. Addresses are loopback ones.
+
+    \b
+    vnic attach dgram vm1 --listen /run/vnic1.sock --connect /run/vm1.sock
+    vnic attach dgram vm2 --listen 127.0.0.1:5001 --connect 127.0.0.1:5002
+    """
+    if listen is None or connect is None:
+        raise click.UsageError("which sockets? give --listen PLACE and --connect PLACE")
+    _attach("dgram", listen=_absolute(listen), connect=_absolute(connect), **options)
+
+
+@attach.command()
+@with_options(
     click.argument("name"),
     click.option("--listen", type=click.Path(), help="Unix socket that vnic makes, as a server."),
     click.option("--connect", type=click.Path(), help="Unix socket of a server."),
@@ -206,7 +259,7 @@ def memif(listen: str | None, connect: str | None, **options: Any) -> None:
 
 
 @attach.command()
-@_with(
+@with_options(
     click.argument("name"),
     click.option("--mac", help="MAC address.  [default: made from NAME]"),
     *PORT,
@@ -255,6 +308,9 @@ def _attach(
         f"{made.get('interface') or kind} with {made.get('mac', 'its MAC')}, "
         f"{plural(made.get('queues', 1), 'queue pair')}"
     )
+
+
+NESTED = ("engine", "vlan", "egress", "ingress")  # words of `nested`
 
 
 def nested(words: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataplane.config.load import parse_yaml, read_text
 from vnic.config.convert import convert_config
 from vnic.config.schema import Config
 from vnic.config.traces import read_files
+from vnic.device.kinds.sockets import is_address
 from vnic.device.namespaces import NAMED_NETNS_DIR
 
 
@@ -26,7 +27,8 @@ def parse_config(
         if nic.netns is not None:
             nic.netns = netns_path(nic.netns, directory or os.getcwd())
         for setting in ("read", "write", "listen", "connect"):
-            if (path := getattr(nic, setting)) is not None:
+            path = getattr(nic, setting)
+            if path is not None and not (setting in ("listen", "connect") and is_address(path)):
                 path = os.path.abspath(os.path.join(directory or os.getcwd(), path))
                 setattr(nic, setting, path)
     return config

@@ -110,7 +110,6 @@ _BESIDE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "nics.id": ({"kind": "memif", "listen": "/run/app.sock"}, {}),
     "nics.secret": ({"kind": "memif", "listen": "/run/app.sock"}, {}),
     "nics.ring_size": ({"kind": "memif", "connect": "/run/app.sock"}, {}),
-    "nics.mode": ({"kind": "memif", "listen": "/run/app.sock"}, {}),
     "nics.socket_group": ({"kind": "vhost-user", "listen": "/run/vm1.sock"}, {}),
     "nics.features": ({"kind": "vhost-user", "listen": "/run/vm1.sock"}, {}),
 }

@@ -101,7 +101,7 @@ SocketPath = Annotated[
     Meta(
         min_length=1,
         max_length=4095,
-        description="the path of a Unix socket",
+        description="the path of a Unix socket, or an address such as 127.0.0.1:5000",
         examples=["/run/vm1.sock"],
     ),
 ]
@@ -732,6 +732,8 @@ class NicConfig(_Strict):
         which sends and receives the NIC's frames. `vhost-user`: a virtual machine or another
         program that drives a virtio-net device through a Unix socket, see `listen` and `connect`.
         `memif`: a program that uses memif, such as VPP or one with DPDK, by a Unix socket, too.
+        `stream`, `dgram`: a virtual machine or another program that sends and receives frames
+        through a socket, as QEMU's network back ends of these names do.
     interface: Name of the interface in the container. Default: the NIC's name.
     queues: Queue pairs of the NIC. Of kind `vhost-user`, those that the driver may use.
     mac: MAC address of the interface. Default: a locally administered address derived from the
@@ -760,10 +762,13 @@ class NicConfig(_Strict):
         times from the NIC's start on. A relative path begins at the file's directory.
     write: Of kind `capture`, the file for the frames that the NIC receives: pcapng if its name ends
         so, else pcap. A file that is there is overwritten.
-    listen: Of kind `vhost-user`, the Unix socket that vnic makes and the virtual machine connects
-        to. A relative path begins at the file's directory.
-    connect: Of kind `vhost-user`, the Unix socket that the virtual machine makes (QEMU's
-        `server=on`); vnic connects to it whenever it is there. So the machine outlives vnic.
+    listen: Of kinds `vhost-user` and `stream`, the socket that vnic makes and the peer, a virtual
+        machine, connects to. Of kind `dgram`, vnic's socket. It is the path of a Unix socket; of
+        kinds `stream` and `dgram` also a loopback address and port. A relative path begins at the
+        file's directory.
+    connect: Of kinds `vhost-user` and `stream`, the socket that the peer makes (QEMU's
+        `server=on`); vnic connects to it whenever it is there. So the machine outlives vnic. Of
+        kind `dgram`, the peer's socket.
     socket_mode: Permissions of the socket of `listen`, as chmod(1) has them.
     socket_group: Group of the socket of `listen`: its name or number. Default: vnic's.
     features: Of kind `vhost-user`, features of virtio-net that the driver is offered. Their names
@@ -772,7 +777,6 @@ class NicConfig(_Strict):
     id: Of kind `memif`, the interface's number, which must be the same on both sides.
     secret: Of kind `memif`, what a client must say to a server that listens. Default: nothing.
     ring_size: Of kind `memif` with `connect`, descriptors of each ring: a power of two.
-    mode: Of kind `memif`, what frames begin with: an Ethernet header.
     """
 
     HIDDEN = ("name", "where", "number", "link_up", "passed", "waiting", "began_ns")
@@ -803,9 +807,12 @@ class NicConfig(_Strict):
         | None
     ) = None
     kind: Annotated[
-        Literal["tap", "veth", "packet", "capture", "module", "vhost-user", "memif"],
+        Literal[
+            "tap", "veth", "packet", "capture", "module", "vhost-user", "memif", "stream", "dgram"
+        ],
         Meta(
-            description="tap, veth, packet, capture, module, vhost-user or memif", examples=["veth"]
+            description="tap, veth, packet, capture, module, vhost-user, memif, stream or dgram",
+            examples=["veth"],
         ),
     ] = "tap"
     interface: InterfaceName | None = None
@@ -944,7 +951,6 @@ class NicConfig(_Strict):
         int,
         Meta(ge=2, le=16384, description="a power of two from 2 to 16384", examples=[2048]),
     ] = 1024
-    mode: Annotated[Literal["ethernet"], Meta(description="ethernet")] = "ethernet"
     where: str = ""  # "FILE:LINE" or "", for errors that show when it is attached
     began_ns: int | None = None  # when it began to send the frames of `read`, by the engines' clock
     number: Annotated[int, Meta(ge=0, lt=1024)] | None = (

@@ -1,4 +1,4 @@
-"""Serves the front ends of NICs of kind vhost-user, and the peers of memifs, on control's event
+"""Serves the peers of NICs behind a socket (kinds vhost-user, memif and stream) on control's event
 loop: accepts them, and has their messages handled."""
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from functools import partial
 from typing import Protocol
 
 from vnic.api.log import Log
-from vnic.device.kinds.memif import MemifNic
-from vnic.device.kinds.vhost_user import GuestNic
+from vnic.device.kinds.sockets import SocketNic
 from vnic.modules.host import Host
 from vnic.modules.loop import on_loop
 from vnic.modules.nic_node import NicNode
@@ -20,8 +19,6 @@ SEEK_S = 0.25  # between two looks for the socket of a front end that listens
 # A front end whose messages have taken this long at a stretch is left alone for four times as long,
 # so that one that floods takes a fifth of control's time at most.
 LONG_TURN_S, PAUSE = 0.005, 4
-
-ServedNic = GuestNic | MemifNic
 
 log = Log("vnic")
 
@@ -40,13 +37,13 @@ class Guests:
 
     def __init__(self, host: Host, nics: Served) -> None:
         self._host, self._nics = host, nics
-        self._inputs: dict[ServedNic, list[int]] = {}
+        self._inputs: dict[SocketNic, list[int]] = {}
         self._seeking: asyncio.TimerHandle | None = None
-        self._again: set[ServedNic] = set()  # that `_look` is called for
+        self._again: set[SocketNic] = set()  # that `_look` is called for
 
     def over(self, attached: NicNode) -> None:
         """Serves a NIC from now on, if it is a guest's."""
-        if isinstance(attached.nic, ServedNic):
+        if isinstance(attached.nic, SocketNic):
             attached.nic.serve(partial(self._nics.call_at, attached.config.name))
             on_loop(self._host.loop, partial(self._begin, attached.nic))
 
@@ -57,7 +54,7 @@ class Guests:
 
     def end(self, attached: NicNode) -> None:
         """Ends the service for a NIC that is about to leave its engine."""
-        if isinstance(attached.nic, ServedNic):
+        if isinstance(attached.nic, SocketNic):
             on_loop(self._host.loop, partial(self._forget, attached.nic))
             attached.nic.end()
 
@@ -66,26 +63,26 @@ class Guests:
         for nic in list(self._inputs):
             self._forget(nic)
 
-    def _begin(self, nic: ServedNic) -> None:
+    def _begin(self, nic: SocketNic) -> None:
         if nic not in self._inputs and self._is_here(nic):
             self._inputs[nic] = []
             self._ready(nic)
 
-    def _is_here(self, nic: ServedNic) -> bool:
+    def _is_here(self, nic: SocketNic) -> bool:
         now = self._nics.attached.get(nic.settings.name)
         return now is not None and now.nic is nic
 
-    def _forget(self, nic: ServedNic) -> None:
+    def _forget(self, nic: SocketNic) -> None:
         if nic in self._inputs:
             self._watch(nic, [])
             del self._inputs[nic]
 
-    def _ready(self, nic: ServedNic) -> None:
+    def _ready(self, nic: SocketNic) -> None:
         """Something has arrived for a NIC."""
         with self._host.lock:
             if nic not in self._inputs or not self._is_here(nic):
                 return
-            loop, was = self._host.loop, nic.connection
+            loop, was = self._host.loop, nic.met
             assert loop is not None
             began_s = loop.time()
             if not self._host.upgrading:
@@ -93,7 +90,7 @@ class Guests:
             took_s = loop.time() - began_s
             pauses = took_s > LONG_TURN_S
             self._watch(nic, [] if self._host.upgrading or pauses else nic.inputs)
-        if nic.connection is not was:
+        if nic.met is not was:
             self._tell(nic)
         if nic.seeks and self._seeking is None:
             self._seek_later()
@@ -101,7 +98,7 @@ class Guests:
         if again_s is not None and not self._host.upgrading:
             self._look_again(nic, again_s)
 
-    def _look_again(self, nic: ServedNic, after_s: float) -> None:
+    def _look_again(self, nic: SocketNic, after_s: float) -> None:
         """For a NIC whose guest pauses, or has more commands than are handled at once."""
         loop = self._host.loop
         assert loop is not None
@@ -109,11 +106,11 @@ class Guests:
             self._again.add(nic)
             loop.call_later(after_s, self._look, nic)
 
-    def _look(self, nic: ServedNic) -> None:
+    def _look(self, nic: SocketNic) -> None:
         self._again.discard(nic)
         self._ready(nic)
 
-    def _watch(self, nic: ServedNic, inputs: list[int]) -> None:
+    def _watch(self, nic: SocketNic, inputs: list[int]) -> None:
         """Waits for these descriptors, in place of those before. For duplicates of them: another
         thread may close a NIC, and its numbers be given to other files, before the loop is told."""
         loop, before = self._host.loop, self._inputs[nic]
@@ -125,8 +122,8 @@ class Guests:
         for descriptor in self._inputs[nic]:
             loop.add_reader(descriptor, self._ready, nic)
 
-    def _tell(self, nic: ServedNic) -> None:
-        name, connected = nic.settings.name, nic.connection is not None
+    def _tell(self, nic: SocketNic) -> None:
+        name, connected = nic.settings.name, nic.met is not None
         self._host.emit("guest", nic=name, state="connected" if connected else "gone")
         if connected:
             log.info("guest connected", nic=name, socket=nic.path)

@@ -9,8 +9,8 @@ upgrade, continues with them:
     nic/NAME        an interface: document (KeptNic), its network namespace, a pidfd if the
                     container was given by pid, then the descriptors of its kind's report: queues,
                     and netlink sockets of that namespace
-    guest/NAME      a NIC of kind vhost-user: document (vnic.device.kinds.vhost_user.Kept), and the
-                    sockets and descriptors that it names
+    guest/NAME      a NIC of kind vhost-user, stream or dgram: document (vnic.device.kinds.sockets,
+                    KeptOf), and the sockets and descriptors that it names
     ring/NAME       a ring and its doorbell: of a NIC, or of LINK/SWITCH, a direction of a link
     segment/pool    the packet pool
     segment/table/SWITCH   the MAC table of a switch

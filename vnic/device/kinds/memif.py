@@ -17,10 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from dataplane.descriptors import close_all, system_error
+from dataplane.descriptors import close_all
 from dataplane.errors import ConfigError, VnicError
-from vnic.device.kinds.contract import NicKind, Origin, Settings, UncontainedNic
-from vnic.device.kinds.unix_sockets import check_paths, listen_at
+from vnic.device.kinds.contract import NicKind, Origin, Settings
+from vnic.device.kinds.sockets import (
+    ANOTHER_VERSION,
+    KeptOf,
+    SocketNic,
+    check_places,
+    kept_of,
+)
 
 if TYPE_CHECKING:
     from dataplane.graph.element import Element
@@ -31,30 +37,32 @@ if TYPE_CHECKING:
 
 # A message to the supervisor carries 134 descriptors: regions, sockets and two per queue pair.
 QUEUES_MOST = 32
-ANOTHER_VERSION = "a memif was stored by another version of vnic; use `vnic down` and `vnic up`"
+WAITING = "waiting for a memif server to listen there"
+NOT_CONNECTED = {  # what to do
+    errno.ENOENT: WAITING,
+    errno.ECONNREFUSED: WAITING,
+    errno.EACCES: f"vnic's user, {os.geteuid()}, needs the right to write to it",
+}
 
 
-class KeptMemif(msgspec.Struct, frozen=True):
+class Kept(KeptOf, frozen=True, kw_only=True):
     """The document that is stored. The descriptors are the listening socket, the connected socket,
-    if there are, and one for each of `roles`. place: path, id, queues and ring size as
-    configured."""
+    if there are, and one for each of `roles`. size: id, queues and ring size as configured."""
 
     books: msgspec.Raw
-    place: tuple[str, int, int, int]
+    size: tuple[int, int, int]
     listens: bool
     connected: bool
     roles: list[str]
 
 
-class MemifNic(UncontainedNic):
-    """A NIC whose frames another program sends and receives.
+class MemifNic(SocketNic):
+    """A NIC whose frames another program sends and receives."""
 
-    `serve` gives it the thread of its engine; afterwards `ready` is to be called when one of
-    `inputs` is readable, and now and then while it `seeks` a server to connect to.
-    """
+    TYPE = socket.SOCK_SEQPACKET
+    ADVICE = NOT_CONNECTED
 
     port: MemifPort
-    again_s: float | None = None  # see GuestNic: a memif has no commands to come back to
 
     def __init__(
         self,
@@ -66,33 +74,22 @@ class MemifNic(UncontainedNic):
     ) -> None:
         super().__init__(settings, port)
         self.tx, self.device, self._origin = tx, device, origin
-        self.listener: socket.socket | None = None
-        self.problem = ""  # why the last peer was disconnected
-        self._peer: Connection | None = None
-        self._socket: socket.socket | None = None
+        self._connection: Connection | None = None
 
     # -- the peer ----------------------------------------------------------------------------------
 
     @property
     def connection(self) -> Connection | None:
         """That of a peer with which frames are exchanged."""
-        peer = self._peer
-        return peer if peer is not None and peer.session.books.connected else None
+        found = self._connection
+        return found if found is not None and found.session.books.connected else None
 
     @property
-    def inputs(self) -> list[int]:
-        """Descriptors to wait for."""
-        return [each.fileno() for each in (self.listener, self._peer) if each is not None]
+    def met(self) -> socket.socket | None:
+        return None if self.connection is None else self.peer
 
-    @property
-    def seeks(self) -> bool:
-        """Whether it has yet to find the server's socket."""
-        return self.settings.connect is not None and self._peer is None
-
-    @property
-    def path(self) -> str:
-        """The socket's path."""
-        return str(self.settings.listen or self.settings.connect)
+    def inputs_of_peer(self) -> list[int]:
+        return [] if self._connection is None else [self._connection.fileno()]
 
     def serve(self, call: Callable[[Callable[[], object]], object]) -> None:
         """From now on, the port's engine runs. call: runs a function on the engine's thread."""
@@ -102,50 +99,29 @@ class MemifNic(UncontainedNic):
         """From now on, no engine serves the port."""
         self.device.call = lambda function: function()
 
-    def ready(self) -> None:
-        """Handles what has arrived, or tries to connect. A peer that is wrong is disconnected;
-        `problem` says why."""
-        if self.listener is not None:
-            self._accept(self.listener)
-        if self.seeks:
-            self._connect()
-        if self._peer is not None:
-            self._do(self._peer, self._peer.read)
+    def begin(self, connected: socket.socket) -> None:
+        """A server greets its client; a client waits for that."""
+        made = self._join(connected)
+        if self.settings.listen is not None:
+            self._do(made, made.begin)
 
-    def _accept(self, listener: socket.socket) -> None:
-        """Takes a peer. One that has not said yet which interface and secret it has is dropped for
-        it: it must not keep the interface from others."""
+    def refuse(self, accepted: socket.socket) -> None:
+        """A peer that has not said yet which interface and secret it has gives way: it must not
+        keep the interface from others."""
         from virt.memif import protocol
 
-        try:
-            accepted, _ = listener.accept()
-        except OSError:  # none is there any more, or no descriptor is left
+        there = self._connection
+        if there is not None and not there.session.books.asked:
+            self._disconnect(there, "another client has connected before this one sent INIT")
+            self.begin(accepted)
             return
-        peer = self._peer
-        if peer is not None and not peer.session.books.asked:
-            self._disconnect(peer, "another client has connected before this one sent INIT")
-            peer = None
-        if peer is not None:
-            with accepted, suppress(OSError):
-                accepted.send(protocol.disconnect("already connected"), socket.MSG_DONTWAIT)
-            return
-        made = self._join(accepted)
-        self._do(made, made.begin)
+        with accepted, suppress(OSError):
+            accepted.send(protocol.disconnect("already connected"), socket.MSG_DONTWAIT)
 
-    def _connect(self) -> None:
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            made.setblocking(False)
-            made.connect(str(self.settings.connect))
-        except OSError as error:
-            made.close()
-            self.problem = f"{self.settings.connect}: {system_error(error)}"
-            if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
-                self.problem += ": waiting for a memif server to listen there"
-            elif error.errno == errno.EACCES:
-                self.problem += f": vnic's user, {os.geteuid()}, needs the right to write to it"
-            return
-        self._join(made)
+    def handle(self) -> None:
+        """Handles the peer's messages. A peer that is wrong is disconnected; `problem` says why."""
+        if self._connection is not None:
+            self._do(self._connection, self._connection.read)
 
     def _join(
         self,
@@ -166,8 +142,9 @@ class MemifNic(UncontainedNic):
         )
         kind = ServerSession if settings.listen is not None else ClientSession
         session: Session = kind(interface, self.device, books, descriptors)
-        self._peer, self._socket = Connection(connected, session, self._store), connected
-        return self._peer
+        self.peer = connected
+        self._connection = Connection(connected, session, self._store)
+        return self._connection
 
     def _do(self, peer: Connection, step: Callable[[], bool | None]) -> None:
         """Disconnects the peer where a step fails, or finds (False) that it is gone."""
@@ -182,11 +159,11 @@ class MemifNic(UncontainedNic):
         self._disconnect(peer, why)
 
     def _disconnect(self, peer: Connection, why: str) -> None:
-        self.problem, self._peer, self._socket = why, None, None
+        self.problem, self._connection, self.peer = why, None, None
         with suppress(VnicError):  # the supervisor does not answer, and is stored to again
             peer.close(why)
 
-    def resume(self, kept: KeptMemif, descriptors: Sequence[int]) -> None:
+    def resume(self, kept: Kept, descriptors: Sequence[int]) -> None:
         """Carries on from what the last worker stored; takes over the descriptors. A peer that
         cannot be carried on with is disconnected. Raises VnicError, and then the descriptors are
         still the caller's."""
@@ -206,12 +183,14 @@ class MemifNic(UncontainedNic):
         self._do(peer, peer.resume)
 
     def _store(self, books: Books | None, descriptors: Mapping[str, int]) -> None:
-        sockets = [each for each in (self.listener, self._socket) if each is not None]
-        kept = KeptMemif(
+        sockets = [each for each in (self.listener, self.peer) if each is not None]
+        kept = Kept(
+            path=self.path,
+            kind=MemifKind.NAME,
             books=msgspec.Raw(msgspec.json.encode(books)),
-            place=_place(self.settings),
+            size=_size(self.settings),
             listens=self.listener is not None,
-            connected=self._socket is not None,
+            connected=self.peer is not None,
             roles=list(descriptors),
         )
         self._origin.keep(
@@ -219,13 +198,11 @@ class MemifNic(UncontainedNic):
             [*(each.fileno() for each in sockets), *descriptors.values()],
         )
 
-    def listen(self) -> None:
-        """Makes the socket of `listen`. Raises ConfigError, PortError."""
+    def stored(self) -> None:
+        """A listening socket has been made."""
         from virt.memif.session import Books
 
-        if self.settings.listen is not None:
-            self.listener = listen_at(self.settings, socket.SOCK_SEQPACKET)
-            self._store(Books(), {})
+        self._store(Books(), {})
 
     # -- the NIC -----------------------------------------------------------------------------------
 
@@ -265,13 +242,8 @@ class MemifNic(UncontainedNic):
     def close(self) -> None:
         """Disconnects the peer and removes the socket of `listen`. Only when no engine serves the
         port any more."""
-        if self._peer is not None:
-            self._disconnect(self._peer, "the NIC was detached")
-        if self.listener is not None:
-            self.listener.close()
-            self.listener = None
-            with suppress(OSError):
-                os.unlink(str(self.settings.listen))
+        if self._connection is not None:
+            self._disconnect(self._connection, "the NIC was detached")
         super().close()
 
 
@@ -282,7 +254,7 @@ class MemifKind(NicKind[MemifNic]):
     SETTINGS = frozenset(
         {
             "listen", "connect", "socket_mode", "socket_group", "mac", "mtu", "queues", "rss",
-            "id", "secret", "ring_size", "mode",
+            "id", "secret", "ring_size",
         }
     )  # fmt: skip
     WHY = "a program is behind its socket, and memif carries complete frames"
@@ -295,7 +267,12 @@ class MemifKind(NicKind[MemifNic]):
 
         _check(settings)
         rss = Rss(settings.rss.key, settings.rss.table, queues=settings.queues)
-        kept, descriptors = _kept(settings, origin)
+        path = str(settings.listen or settings.connect)
+        kept, descriptors = kept_of(Kept, self.NAME, path, origin)
+        if kept is not None and kept.size != _size(settings):
+            # that worker died after it had stored new settings
+            close_all(descriptors)
+            kept, descriptors = None, []
         port = MemifPort(
             settings.name,
             number=number,
@@ -317,33 +294,15 @@ class MemifKind(NicKind[MemifNic]):
             raise
 
 
-def _place(settings: Settings) -> tuple[str, int, int, int]:
-    path = str(settings.listen or settings.connect)
-    return path, settings.id, settings.queues, settings.ring_size
-
-
-def _kept(settings: Settings, origin: Origin) -> tuple[KeptMemif | None, list[int]]:
-    """What the last worker stored, and its descriptors; None if it is of a NIC with other
-    settings: that worker died after it had stored new ones."""
-    found = origin.kept()
-    if found is None:
-        return None, []
-    try:
-        kept = msgspec.json.decode(found[0], type=KeptMemif)
-    except msgspec.MsgspecError:
-        close_all(found[1])
-        raise VnicError(ANOTHER_VERSION) from None
-    if kept.place == _place(settings):
-        return kept, found[1]
-    close_all(found[1])
-    return None, []
+def _size(settings: Settings) -> tuple[int, int, int]:
+    return settings.id, settings.queues, settings.ring_size
 
 
 def _check(settings: Settings) -> None:
     """Raises ConfigError for settings that do not fit each other."""
     from virt.memif.session import BUFFER_BYTES, MEMORY_BYTES_MOST
 
-    check_paths(settings)
+    check_places(settings)
     label = f"nic {settings.name}"
     if settings.queues > QUEUES_MOST:
         raise ConfigError(

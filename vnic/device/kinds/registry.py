@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataplane.errors import ConfigError
 from vnic.device.kinds.capture import CaptureKind
 from vnic.device.kinds.contract import Device, InterfaceKind, NicKind
+from vnic.device.kinds.dgram import DgramKind
 from vnic.device.kinds.memif import MemifKind
 from vnic.device.kinds.module import ModuleKind
 from vnic.device.kinds.packet import PacketKind
+from vnic.device.kinds.stream import StreamKind
 from vnic.device.kinds.tap import TapKind
 from vnic.device.kinds.veth import VethKind
 from vnic.device.kinds.vhost_user import VhostUserKind
@@ -22,6 +24,8 @@ KINDS: dict[str, NicKind[Device]] = {
         ModuleKind(),
         VhostUserKind(),
         MemifKind(),
+        StreamKind(),
+        DgramKind(),
     )
 }
 

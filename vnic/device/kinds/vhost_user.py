@@ -20,10 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from dataplane.descriptors import close_all, system_error
+from dataplane.descriptors import close_all
 from dataplane.errors import ConfigError, VnicError
-from vnic.device.kinds.contract import NicKind, Origin, Settings, UncontainedNic, offloads_of
-from vnic.device.kinds.unix_sockets import check_paths, listen_at
+from vnic.device.kinds.contract import NicKind, Origin, Settings, offloads_of
+from vnic.device.kinds.sockets import (
+    ANOTHER_VERSION,
+    KeptOf,
+    SocketNic,
+    check_places,
+    kept_of,
+)
 from vnic.device.tap import Offload, offload_names, parse_mac
 
 if TYPE_CHECKING:
@@ -54,28 +60,24 @@ POSITION_LOST = (
     "its packed rings were used by a former instance of vnic, and the front end does not know how "
     "far: no frames pass until the guest reboots, or loads its driver again"
 )
-ANOTHER_VERSION = "a guest was stored by another version of vnic; use `vnic down` and `vnic up`"
 
 
-class Kept(msgspec.Struct, frozen=True):
+class Kept(KeptOf, frozen=True, kw_only=True):
     """The document that is stored. The descriptors are the memory of the rings' positions, then, if
-    there are, the listening socket, the connected socket, and one for each of `roles`. path: of the
-    socket, as configured. control: a ControlState."""
+    there are, the listening socket, the connected socket, and one for each of `roles`. control: a
+    ControlState."""
 
     books: msgspec.Raw
     control: msgspec.Raw
-    path: str
     listens: bool
     connected: bool
     roles: list[str]
 
 
-class GuestNic(UncontainedNic):
-    """A NIC whose frames a guest's driver sends and receives.
+class GuestNic(SocketNic):
+    """A NIC whose frames a guest's driver sends and receives."""
 
-    `serve` gives it the thread of its engine; afterwards `ready` is to be called when one of
-    `inputs` is readable, and now and then while it `seeks` a front end to connect to.
-    """
+    ADVICE = NOT_CONNECTED
 
     port: VirtioPort
 
@@ -90,41 +92,24 @@ class GuestNic(UncontainedNic):
     ) -> None:
         super().__init__(settings, port)
         self.tx, self.device, self.offer, self._origin = tx, device, offer, origin
-        self.listener: socket.socket | None = None
         self.connection: Connection | None = None
-        self.socket: socket.socket | None = None
-        self.problem = ""  # why the last front end was disconnected
         # until when commands of the control queue are counted, and how many are left of them
         self._period_end_s, self._commands_left = 0.0, 0
-        self.again_s: float | None = None  # when to call `ready` without an input, from now on
 
     # -- the front end -----------------------------------------------------------------------------
 
-    @property
-    def inputs(self) -> list[int]:
-        """Descriptors to wait for."""
-        found = [] if self.listener is None else [self.listener.fileno()]
-        if self.connection is not None:
-            found.append(self.connection.fileno())
-            kick = self.device.ring.kick
-            if kick is not None and self.again_s is None:
-                found.append(kick)
-        return found
-
-    @property
-    def seeks(self) -> bool:
-        """Whether it has yet to find the front end's socket."""
-        return self.settings.connect is not None and self.connection is None
+    def inputs_of_peer(self) -> list[int]:
+        """The connection, and the kick of the control ring."""
+        if self.connection is None:
+            return []
+        kick = self.device.ring.kick
+        found = [self.connection.fileno()]
+        return found if kick is None or self.again_s is not None else [*found, kick]
 
     @property
     def after_parse(self) -> Sequence[Element]:
         """It remembers the guest's flows, if it has several queue pairs."""
         return () if self.tx.flows is None else (self.tx.flows,)
-
-    @property
-    def path(self) -> str:
-        """The socket's path."""
-        return str(self.settings.listen or self.settings.connect)
 
     def serve(self, call: Callable[[Callable[[], object]], object]) -> None:
         """From now on, the port's engine runs, and this process has the guest. call: runs a
@@ -142,40 +127,15 @@ class GuestNic(UncontainedNic):
         """From now on, no engine serves the port."""
         self.device.call = lambda function: function()
 
-    def ready(self) -> None:
-        """Handles what has arrived, or tries to connect. A front end that is wrong is disconnected;
-        `problem` says why. Afterwards to be called after `again_s`, too."""
-        self.again_s = None
-        if self.listener is not None:
-            self._accept(self.listener)
-        if self.seeks:
-            self._connect()
+    def handle(self) -> None:
+        """Reads what the front end has sent. One that is wrong is disconnected; `problem` says
+        why."""
         if self.connection is not None:
             self._read(self.connection)
 
-    def _accept(self, listener: socket.socket) -> None:
-        """Takes a front end, and refuses another one beside it: who has the memory has the NIC."""
-        try:
-            accepted, _ = listener.accept()
-        except OSError:  # none is there any more, or no descriptor is left
-            return
-        if self.connection is not None:
-            accepted.close()
-            return
-        self._begin(accepted)
-
-    def _connect(self) -> None:
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            made.setblocking(False)
-            made.connect(str(self.settings.connect))
-        except OSError as error:
-            made.close()
-            self.problem = f"{self.settings.connect}: {system_error(error)}"
-            if error.errno in NOT_CONNECTED:
-                self.problem += f": {NOT_CONNECTED[error.errno]}"
-            return
-        self._begin(made)
+    def begin(self, connected: socket.socket) -> None:
+        """Begins a session."""
+        self._begin(connected)
 
     def _begin(
         self,
@@ -189,7 +149,7 @@ class GuestNic(UncontainedNic):
         connected.setblocking(False)
         session = Session(self.device, self.offer, books, roles)
         self.connection = Connection(connected, session, self._store)
-        self.problem, self.socket = "", connected
+        self.problem, self.peer = "", connected
         return self.connection
 
     def _read(self, connection: Connection) -> None:
@@ -236,7 +196,7 @@ class GuestNic(UncontainedNic):
         self._store(session.books, session.descriptors.by_role())
 
     def _disconnect(self, connection: Connection, why: str) -> None:
-        self.problem, self.connection, self.socket = why, None, None
+        self.problem, self.connection, self.peer = why, None, None
         with suppress(VnicError):  # the supervisor does not answer, and is stored to again
             connection.close()
 
@@ -270,13 +230,14 @@ class GuestNic(UncontainedNic):
             self._disconnect(connection, str(error))
 
     def _store(self, books: Books, descriptors: Mapping[str, int]) -> None:
-        sockets = [each for each in (self.listener, self.socket) if each is not None]
+        sockets = [each for each in (self.listener, self.peer) if each is not None]
         kept = Kept(
             books=msgspec.Raw(books.encode()),
             control=msgspec.Raw(msgspec.json.encode(self.device.control.state)),
             path=self.path,
+            kind=VhostUserKind.NAME,
             listens=self.listener is not None,
-            connected=self.socket is not None,
+            connected=self.peer is not None,
             roles=list(descriptors),
         )
         self._origin.keep(
@@ -288,15 +249,10 @@ class GuestNic(UncontainedNic):
             ],
         )
 
-    # -- the listening socket ----------------------------------------------------------------------
-
-    def listen(self) -> None:
-        """Makes the socket of `listen`. Raises ConfigError, PortError."""
+    def stored(self) -> None:
+        """A listening socket has been made."""
         from virt.vhost_user.books import Books
 
-        if self.settings.listen is None:
-            return
-        self.listener = listen_at(self.settings, socket.SOCK_STREAM)
         self._store(Books.of(self.offer.rings), {})
 
     # -- the NIC -----------------------------------------------------------------------------------
@@ -365,11 +321,6 @@ class GuestNic(UncontainedNic):
         the port any more."""
         if self.connection is not None:
             self._disconnect(self.connection, "the NIC was detached")
-        if self.listener is not None:
-            self.listener.close()
-            self.listener = None
-            with suppress(OSError):
-                os.unlink(str(self.settings.listen))
         super().close()
         self.device.positions.close()
 
@@ -394,11 +345,12 @@ class VhostUserKind(NicKind[GuestNic]):
         from virt.virtio_port import VirtioPort
         from vnic.device.guest import GuestDevice, Positions
 
-        check_paths(settings)
+        check_places(settings)
         label = f"nic {settings.name}"
         queues = settings.queues
         rss = Rss(settings.rss.key, settings.rss.table, queues=queues)
-        kept, descriptors = _kept(settings, origin)
+        path = str(settings.listen or settings.connect)
+        kept, descriptors = kept_of(Kept, VhostUserKind.NAME, path, origin)
         port = VirtioPort(settings.name, number=number, queues=queues, mtu=settings.mtu)
         positions = None
         try:
@@ -422,23 +374,6 @@ class VhostUserKind(NicKind[GuestNic]):
                 positions.close()
             close_all(descriptors)
             raise
-
-
-def _kept(settings: Settings, origin: Origin) -> tuple[Kept | None, list[int]]:
-    """What the last worker stored, and its descriptors; None if it is of a NIC with another
-    socket: that worker died after it had stored new settings."""
-    found = origin.kept()
-    if found is None:
-        return None, []
-    try:
-        kept = msgspec.json.decode(found[0], type=Kept)
-    except msgspec.MsgspecError:
-        close_all(found[1])
-        raise VnicError(ANOTHER_VERSION) from None
-    if kept.path == (settings.listen or settings.connect):
-        return kept, found[1]
-    close_all(found[1])
-    return None, []
 
 
 def _control(kept: Kept) -> ControlState:
