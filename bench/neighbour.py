@@ -17,7 +17,7 @@ from bench import machine
 from bench.report import show_machine
 from bench.space import Space, sweep
 from bench.tap import Json, Series, rotate, say
-from bench.virt import start_vnic
+from bench.virt_back_ends import start_vnic
 from tests.support.guests import TX
 from tests.support.socket_guest import SocketGuest
 from virt.driver import NEXT, WRITE

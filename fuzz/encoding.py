@@ -18,7 +18,19 @@ PAIRS = 2
 USER, GUEST = 0x7F0000000000, 0x100000
 MEMORY_BYTES = 1 << 17
 OFFER = Offer(
-    features=int(offered(Abilities(queue_pairs=PAIRS, mtu=1500, in_order=True))),
+    features=int(
+        offered(
+            Abilities(
+                queue_pairs=PAIRS,
+                mtu=1500,
+                in_order=True,
+                rss=True,
+                hash_report=True,
+                coalescing=True,
+                statistics=True,
+            )
+        )
+    ),
     protocol_features=IMPLEMENTED,
     queue_pairs=PAIRS,
     memory_slots=4,

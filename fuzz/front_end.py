@@ -15,6 +15,7 @@ from itertools import pairwise
 import msgspec
 
 from dataplane.descriptors import close_all
+from dataplane.elements.parse import Parse
 from dataplane.elements.rss import Rss
 from dataplane.engine.clock import Clock
 from dataplane.engine.engine import Engine
@@ -24,6 +25,8 @@ from dataplane.packet.pool import PacketPool
 from dataplane.ports.memory import MemoryPort
 from fuzz.encoding import GUEST, MEMORY_BYTES, OFFER, PAIRS, USER, Files, MessageSource, Reader
 from virt.control_queue import ADDRESSES_MOST, ControlState
+from virt.flow_memory import FlowMemory
+from virt.guest_tx import GuestTx
 from virt.vhost_user import messages
 from virt.vhost_user.books import Books, Region, Ring, RingAddresses
 from virt.vhost_user.connection import Connection
@@ -50,9 +53,11 @@ class Device:
 
     def __init__(self) -> None:
         self.port = VirtioPort("vm", number=1, queues=PAIRS)
+        rss = Rss(queues=PAIRS)
+        flows = FlowMemory(rss)
+        tx = GuestTx(self.port, rss, flows)
         self.guest = GuestDevice(
-            self.port,
-            Rss(queues=PAIRS),
+            tx,
             NetConfig(mac=MAC, queue_pairs=PAIRS, mtu=1500),
             Positions(2 * PAIRS + 1),
             ControlState(),
@@ -60,8 +65,8 @@ class Device:
         )
         self.lan = MemoryPort("lan", 2)
         rx, lan = PortRx(self.port), PortRx(self.lan)
-        rx >> PortTx(self.lan)
-        lan >> PortTx(self.port)
+        rx >> Parse(name="vm.parse") >> flows >> PortTx(self.lan)
+        lan >> Parse(name="lan.parse") >> tx
         self.pool = PacketPool(small=256, large=16)
         self.engine = Engine("fuzz", self.pool, clock=Clock(virtual=True, start_ns=1))
         self.engine.load([rx, lan])
@@ -87,7 +92,7 @@ class Device:
             command = ring.take()
             if command is None:
                 break
-            ring.answer(control.handle(command))
+            ring.answer(*control.handle(command))
         ring.arm()
 
 

@@ -87,7 +87,10 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
             found.append(("default", "none: required"))
         elif self.default not in (None, [], {}):
             found.append(
-                ("default", {True: "true", False: "false"}.get(self.default, self.default))
+                (
+                    "default",
+                    str(self.default).lower() if isinstance(self.default, bool) else self.default,
+                )
             )
         return [(word, str(value)) for word, value in found]
 

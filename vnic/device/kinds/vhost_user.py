@@ -80,6 +80,7 @@ class GuestNic(SocketNic):
     ADVICE = NOT_CONNECTED
 
     port: VirtioPort
+    tx: GuestTx
 
     def __init__(
         self,
