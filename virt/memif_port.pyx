@@ -16,7 +16,7 @@ from virt.chain cimport (BROKEN_ADDRESS, BROKEN_COUNT, BROKEN_LAYOUT, BROKEN_LOO
                          SEGMENTS_MOST, Chain, Cursor, chain_add, chain_clear, chain_read,
                          chain_write)
 from virt.guest_memory cimport GuestMemory, guest_at
-from virt.notifier cimport (Notifier, notifier_drain, notifier_prepare, notifier_signal,
+from virt.notifier cimport (notifier_drain, notifier_prepare, notifier_signal,
                             notifier_unwatch)
 
 from dataplane.errors import ConfigError, VnicError
