@@ -85,6 +85,15 @@ def test_traffic(make, device, settings):
     assert lab.healthy("one", "two")
 
 
+def test_frames_in_several_buffers(make):
+    """Long frames only: before version 26.03, net_memif leaves the flag NEXT in descriptors that a short frame uses later
+    ("net/memif: fix descriptor Tx flags corruption")."""
+    lab = make()
+    lab.boot("one", "icmpecho", "bsize=512")
+    lab.box.run("ping", "-c", "50", "-i", "0.002", "-s", "1400", ADDRESSES["one"])
+    assert lab.healthy("one")
+
+
 def test_kills_and_upgrades_of_the_worker_are_not_noticed(make):
     lab = make()
     one, two = lab.boot("one", "txonly"), lab.boot("two", "rxonly")
