@@ -400,11 +400,16 @@ def test_echoes_are_counted() -> None:
         guest_life.Echoed.parse(PINGED.splitlines()[0])
 
 
+@pytest.mark.timing
 @needs_root
 def test_guests_lose_nothing() -> None:
     result = guest_life.run(1, ["restarts"])
     result["faults"] = {"uml, upgrade": guest_life.measure_faults("uml", guest_life.upgrade, (0, 0), 1)}
     result["migrations"] = {"two vnics": guest_life.measure_moves(guest_life.MOVES["two vnics"], 1)}
-    # no figure of time counts here
-    assert [each for each in guest_life.broken(result) if " ms " not in each] == []
+    # How many echoes a guest has lost, and for how long, a busy machine decides, too.
+    for fault in result["faults"].values():
+        assert fault["connections_lost"] == fault["packets_lost_by_books"] == fault["broken_rings"] == 0
+        assert fault["conserved"] and fault["pings_twice"] == 0
+    assert [each["pings_twice"] for each in result["restarts"].values()] == [0]
+    assert [each["problem"] for each in result["migrations"].values()] == [""]
     guest_life.show(Console(width=150), result)
