@@ -9,7 +9,7 @@ import socket
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from typing import IO, Any
 
@@ -25,7 +25,19 @@ ETHERNET_HEADER = 14
 TCP_PORT, ECHO_PORT = 5001, 5002
 ROUND_TRIPS = 1000
 
+TERMS = ("received", "generated", "transmitted", "dropped", "held")  # of each engine's books
+
 Progress = Callable[[str], None]
+
+
+def books_of(status: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a result that says whether all packets are accounted for."""
+    return {
+        "conserved": bool(status["conserved"]),
+        "conservation": [
+            {term: engine[term] for term in ("name", *TERMS)} for engine in status["engines"]
+        ],
+    }
 
 
 class Machine:
@@ -207,13 +219,6 @@ def run_demo(
             "error_percent": round((shaped_bps / expected_bps - 1) * 100, 3),
             "rtt_us": rtt_us,
             "queues": per_queue,
-            "conserved": bool(status["conserved"]),
-            "conservation": [
-                {
-                    term: engine[term]
-                    for term in ("name", "received", "generated", "transmitted", "dropped", "held")
-                }
-                for engine in status["engines"]
-            ],
+            **books_of(status),
             "unprivileged": os.geteuid() != 0,
         }

@@ -28,6 +28,7 @@ from vnic.cli.demo import (
     TCP_PORT,
     Machine,
     Progress,
+    books_of,
     goodput,
     round_trips,
     tcp,
@@ -232,13 +233,6 @@ def run_guest_demo(*, rate_bps: int, seconds: float, progress: Progress) -> dict
             "packets_lost": report.get("packets_lost"),
             "gbps": round(upgraded_bps / 1e9, 3),
         },
-        "conserved": bool(status["conserved"]),
-        "conservation": [
-            {
-                term: engine[term]
-                for term in ("name", "received", "generated", "transmitted", "dropped", "held")
-            }
-            for engine in status["engines"]
-        ],
+        **books_of(status),
         "unprivileged": os.geteuid() != 0,
     }

@@ -14,8 +14,6 @@ import click
 from dataplane.errors import ConfigError, VnicError
 from vnic.cli.common import Seconds, connect, instance_option, json_option, plural, print_json
 
-TERMS = ("received", "generated", "transmitted", "dropped", "held")
-
 
 @click.command()
 @click.option("--rate", default="100mbit", show_default=True, help="Rate limit of the second half.")
@@ -98,6 +96,8 @@ def demo(rate: str, queues: int, seconds: float, spin: str, guest: bool, as_json
             f"upgrade       {upgraded['blackout_ms']:.1f} ms, {upgraded['packets_lost']} packets "
             f"lost; the TCP connection over it had {upgraded['gbps']:.2f} Gbit/s"
         )
+    from vnic.cli.demo import TERMS
+
     terms = {term: sum(engine[term] for engine in result["conservation"]) for term in TERMS}
     click.echo(
         "packets       {received} received + {generated} made by segmentation".format_map(terms)

@@ -8,8 +8,6 @@ sockets and descriptors, so that the next worker carries on without a word to it
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +23,7 @@ from vnic.device.kinds.sockets import (
     KeptOf,
     SocketNic,
     check_places,
+    connect_advice,
     kept_of,
 )
 
@@ -37,12 +36,6 @@ if TYPE_CHECKING:
 
 # A message to the supervisor carries 134 descriptors: regions, sockets and two per queue pair.
 QUEUES_MOST = 32
-WAITING = "waiting for a memif server to listen there"
-NOT_CONNECTED = {  # what to do
-    errno.ENOENT: WAITING,
-    errno.ECONNREFUSED: WAITING,
-    errno.EACCES: f"vnic's user, {os.geteuid()}, needs the right to write to it",
-}
 
 
 class Kept(KeptOf, frozen=True, kw_only=True):
@@ -60,7 +53,7 @@ class MemifNic(SocketNic):
     """A NIC whose frames another program sends and receives."""
 
     TYPE = socket.SOCK_SEQPACKET
-    ADVICE = NOT_CONNECTED
+    ADVICE = connect_advice("waiting for a memif server to listen there")
 
     port: MemifPort
 

@@ -29,6 +29,15 @@ ANOTHER_VERSION = (
 )
 
 
+def connect_advice(waiting: str) -> Mapping[int, str]:
+    """What to do about errors of connect(2). waiting: where no peer listens yet."""
+    return {
+        errno.ENOENT: waiting,
+        errno.ECONNREFUSED: waiting,
+        errno.EACCES: f"vnic's user, {os.geteuid()}, needs the right to write to the socket",
+    }
+
+
 class Place(NamedTuple):
     """Address of a socket, as Python's sockets have it."""
 

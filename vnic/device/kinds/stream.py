@@ -10,7 +10,6 @@ Sources: net/stream.c, net/stream_data.c and net/net.c of QEMU; passt(1).
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -22,18 +21,11 @@ import msgspec
 from dataplane.descriptors import close_all
 from dataplane.errors import VnicError
 from vnic.device.kinds.contract import NicKind, Origin, Settings
-from vnic.device.kinds.sockets import KeptOf, SocketNic, check_places, kept_of
+from vnic.device.kinds.sockets import KeptOf, SocketNic, check_places, connect_advice, kept_of
 
 if TYPE_CHECKING:
     from dataplane.graph.element import Element
     from dataplane.ports.stream_port import StreamBuffers, StreamPort
-
-WAITING = "waiting for the peer to listen there"
-NOT_CONNECTED = {  # what to do
-    errno.ENOENT: WAITING,
-    errno.ECONNREFUSED: WAITING,
-    errno.EACCES: f"vnic's user, {os.geteuid()}, needs the right to write to the socket",
-}
 
 
 class Kept(KeptOf, frozen=True, kw_only=True):
@@ -47,7 +39,7 @@ class Kept(KeptOf, frozen=True, kw_only=True):
 class StreamNic(SocketNic):
     """A NIC whose frames pass a stream socket."""
 
-    ADVICE = NOT_CONNECTED
+    ADVICE = connect_advice("waiting for the peer to listen there")
 
     port: StreamPort
 

@@ -10,8 +10,6 @@ Sources: docs/interop/vhost-user.rst of QEMU; Virtio 1.3, section 5.1.
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +26,7 @@ from vnic.device.kinds.sockets import (
     KeptOf,
     SocketNic,
     check_places,
+    connect_advice,
     kept_of,
 )
 from vnic.device.tap import Offload, offload_names, parse_mac
@@ -51,11 +50,7 @@ COMMANDS_A_TURN = 8
 COMMANDS_MOST, PERIOD_S = 50, 0.1
 SPEED_MBPS = 10_000  # nominal, as that of TAP and veth interfaces
 UNMOVED = (0, 0x80008000)  # positions of a split and a packed ring that has had no frame
-NOT_CONNECTED = {  # what to do
-    errno.ENOENT: "waiting for the front end to listen there (QEMU: server=on,wait=off)",
-    errno.ECONNREFUSED: "waiting for the front end to listen there (QEMU: server=on,wait=off)",
-    errno.EACCES: f"vnic's user, {os.geteuid()}, needs the right to write to the socket",
-}
+WAITING = "waiting for the front end to listen there (QEMU: server=on,wait=off)"
 POSITION_LOST = (
     "its packed rings were used by a former instance of vnic, and the front end does not know how "
     "far: no frames pass until the guest reboots, or loads its driver again"
@@ -77,7 +72,7 @@ class Kept(KeptOf, frozen=True, kw_only=True):
 class GuestNic(SocketNic):
     """A NIC whose frames a guest's driver sends and receives."""
 
-    ADVICE = NOT_CONNECTED
+    ADVICE = connect_advice(WAITING)
 
     port: VirtioPort
     tx: GuestTx
