@@ -117,7 +117,8 @@ def measure_qemu(seconds: float) -> Sample:
     with Space() as space:
         sockets = [space.directory / f"v{n}.sock" for n in range(2)]
         start_vnic(space, sockets)
-        with guests(space, sockets, lambda _, path: Qemu(path)) as (one, two):
+        macs = dict(zip(sockets, MACS, strict=True))  # QEMU's default is the same for all
+        with guests(space, sockets, lambda _, path: Qemu(path, device=f"mac={macs[path]}")) as (one, two):
             return {"qemu_tcp_gbps": tcp_gbps(one, two, seconds)}
 
 

@@ -96,6 +96,7 @@ def test_what_another_version_stored_is_one_line():
 def test_a_kind_that_is_not_known_is_refused_by_name():
     descriptor, _ = document(b'{"label": "pid 1", "kind": "warp", "request": {}, "report": {}}')
     with pytest.raises(
-        VnicError, match=r"kind 'warp': there is none: expected one of tap, veth, packet, capture, module, vhost-user, memif$"
+        VnicError,
+        match=r"kind 'warp': there is none: expected one of tap, veth, packet, capture, module, vhost-user, memif, stream, dgram$",
     ):
         keeper.kept_nic([descriptor], None)
