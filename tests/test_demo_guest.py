@@ -13,6 +13,8 @@ from tests.test_command import TREE, VNIC, environment, gone_within, vnic  # noq
 from tests.tools import need
 from vnic.cli import demo_guest
 
+pytestmark = pytest.mark.commands
+
 SHORT = ["demo", "--guest", "--rate", "50mbit", "--seconds", "0.5"]
 
 

@@ -13,6 +13,8 @@ from tests.test_command import TREE, VNIC, environment, vnic  # noqa: F401 - a f
 from tests.test_supervisor import kill_worker, status
 from tests.tools import need
 
+pytestmark = pytest.mark.commands
+
 # Connects to the NIC, says so, and waits.
 PEER = """
 import socket, sys
