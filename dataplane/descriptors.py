@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import array
 import errno
+import fcntl
 import os
 import select
 import socket
+import struct
+import termios
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -29,6 +32,27 @@ def receive_with_descriptors(
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             found.frombytes(content[: len(content) - len(content) % found.itemsize])
     return data, list(found), bool(got & (socket.MSG_CTRUNC | socket.MSG_TRUNC))
+
+
+def with_descriptors(descriptors: Iterable[int]) -> list[tuple[int, int, array.array[int]]]:
+    """The ancillary data of socket.sendmsg that passes these descriptors."""
+    sent = array.array("i", descriptors)
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, sent)] if sent else []
+
+
+def awaits_reply(connected: socket.socket) -> bool:
+    """Whether the peer of a Unix socket still waits for the reply to its last message, as far as
+    one can see: it has read all, and sent nothing since."""
+    unread = fcntl.ioctl(connected, termios.TIOCOUTQ, bytes(4))  # SIOCOUTQ, unix(7)
+    if struct.unpack("=i", unread)[0]:
+        return False
+    try:
+        connected.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        pass  # the next read raises it, too
+    return False
 
 
 def readable(descriptor: int, timeout_s: float) -> bool:

@@ -14,14 +14,16 @@ The peer is hostile: a message has 128 bytes, and a peer that does not read is d
 
 from __future__ import annotations
 
-import array
-import fcntl
 import socket
-import struct
-import termios
 from collections.abc import Callable, Mapping
 
-from dataplane.descriptors import close_all, receive_with_descriptors, system_error
+from dataplane.descriptors import (
+    awaits_reply,
+    close_all,
+    receive_with_descriptors,
+    system_error,
+    with_descriptors,
+)
 from virt.memif import protocol
 from virt.memif.protocol import MESSAGE_BYTES, Disconnected, ProtocolError
 from virt.memif.session import Answer, Books, ClientSession, Session
@@ -127,11 +129,7 @@ class Connection:
 
     def _send(self, answer: Answer) -> None:
         held = self.session.descriptors.get(answer.descriptor)
-        ancillary = (
-            []
-            if held is None
-            else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [held]))]
-        )
+        ancillary = with_descriptors([] if held is None else [held])
         try:
             self._sock.sendmsg([answer.data], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except BlockingIOError:
@@ -144,13 +142,4 @@ class Connection:
     def _is_awaited(self) -> bool:
         """Whether the peer still waits for the answer to its last message, as far as one can
         see."""
-        unread = fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4))  # SIOCOUTQ, unix(7)
-        if struct.unpack("=i", unread)[0]:
-            return False
-        try:
-            self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
-        except ConnectionError:
-            pass  # `read` will see it
-        return False
+        return awaits_reply(self._sock)

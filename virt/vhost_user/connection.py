@@ -26,15 +26,17 @@ replies is disconnected, not waited for.
 
 from __future__ import annotations
 
-import array
-import fcntl
 import select
 import socket
-import struct
-import termios
 from collections.abc import Callable, Mapping
 
-from dataplane.descriptors import close_all, receive_with_descriptors, system_error
+from dataplane.descriptors import (
+    awaits_reply,
+    close_all,
+    receive_with_descriptors,
+    system_error,
+    with_descriptors,
+)
 from virt.vhost_user import messages
 from virt.vhost_user.books import Answer, Books
 from virt.vhost_user.messages import HEADER, Message
@@ -204,11 +206,7 @@ class Connection:
 
     def _send(self, answer: Answer) -> None:
         held = self.session.descriptors.get(answer.descriptor)
-        ancillary = (
-            []
-            if held is None
-            else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [held]))]
-        )
+        ancillary = with_descriptors([] if held is None else [held])
         try:
             sent = self._sock.sendmsg(
                 [answer.data], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
@@ -229,14 +227,5 @@ class Connection:
     def _is_awaited(self) -> bool:
         """Whether the front end still waits for the reply to its last message, as far as one can
         see."""
-        unread = fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4))  # SIOCOUTQ, unix(7)
-        if struct.unpack("=i", unread)[0]:
-            return False
         self._peek_from_start()
-        try:
-            self._sock.recv(1, _PEEK)
-        except BlockingIOError:
-            return True
-        except ConnectionError:
-            pass  # `read` will see it
-        return False
+        return awaits_reply(self._sock)

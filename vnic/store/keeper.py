@@ -33,7 +33,6 @@ descriptors.
 
 from __future__ import annotations
 
-import array
 import fcntl
 import os
 import socket
@@ -44,7 +43,12 @@ from typing import Literal
 
 import msgspec
 
-from dataplane.descriptors import close_all, receive_with_descriptors, system_error
+from dataplane.descriptors import (
+    close_all,
+    receive_with_descriptors,
+    system_error,
+    with_descriptors,
+)
 from dataplane.errors import ConfigError, PortError, VnicError
 from vnic.device.kinds.contract import InterfaceKind
 from vnic.device.kinds.registry import interface_kind
@@ -229,7 +233,7 @@ def send(
     """Sends a message; the receiver gets duplicates of the descriptors. Raises OSError, with
     wait=False also BlockingIOError if the socket is full."""
     data = msgspec.json.encode(message)
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+    ancillary = with_descriptors(descriptors)
     # not socket.send_fds, which ignores its flags
     sock.sendmsg([data], ancillary, 0 if wait else socket.MSG_DONTWAIT)
 

@@ -51,11 +51,7 @@ class Place(NamedTuple):
 
     def make(self, kind: socket.SocketKind) -> socket.socket:
         """A non-blocking socket for it. Raises OSError."""
-        made = socket.socket(self.family, kind | socket.SOCK_NONBLOCK)
-        if self.family != socket.AF_UNIX and kind == socket.SOCK_STREAM:
-            # a frame must not wait for the acknowledgement of the last one
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return made
+        return socket.socket(self.family, kind | socket.SOCK_NONBLOCK)
 
 
 def is_address(text: str) -> bool:

@@ -69,6 +69,7 @@ class StreamNic(SocketNic):
         self.peer, self.problem = connected, ""
         try:
             if connected.family != socket.AF_UNIX:
+                # a frame must not wait for the acknowledgement of the last one
                 connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._buffers = StreamBuffers()
             # Stored before its first byte is read: a worker that is killed has read none.
